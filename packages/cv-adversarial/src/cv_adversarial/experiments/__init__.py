@@ -1,0 +1,1 @@
+"""One declaration per paper: the experiments of cv-adversarial."""

@@ -1,0 +1,1 @@
+"""Data sets, splits, label noise, composed scenes and curation."""

@@ -1,0 +1,1 @@
+"""Scenes with exact ground truth: real glyphs and garments pasted on real photographs."""

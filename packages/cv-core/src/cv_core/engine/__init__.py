@@ -1,0 +1,1 @@
+"""Training and evaluation: a task, a loop, checkpoints."""

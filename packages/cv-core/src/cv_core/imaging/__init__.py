@@ -1,0 +1,1 @@
+"""Images as signals: kernels, patches, colour, saliency."""

@@ -1,0 +1,1 @@
+"""One module per paper whose parts live in cv-core, each ending in its CARD."""

@@ -1,0 +1,1 @@
+"""Metrics under named conventions, and counters of cost."""

@@ -1,0 +1,258 @@
+"""What a network costs: parameters, multiply-accumulates, bytes, time and peak memory."""
+
+from __future__ import annotations
+
+import math
+import statistics
+import threading
+import time
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import ExitStack, contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from types import TracebackType
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from cv_core.checks import check_integer, check_range
+from cv_core.optional import require
+
+_MIB = 1024.0 * 1024.0
+
+
+def count_parameters(model: nn.Module, *, trainable_only: bool = False) -> int:
+    """Count the parameters of a network; a shared parameter counts once.
+
+    Args:
+        model: The network.
+        trainable_only: Whether to leave out parameters with ``requires_grad=False``.
+
+    Returns:
+        The number of scalars.
+
+    Raises:
+        ValueError: If a lazy layer has not seen data yet.
+
+    Example:
+        >>> count_parameters(nn.Linear(3, 2))
+        8
+    """
+    parameters = list(model.parameters())
+    if any(nn.parameter.is_lazy(parameter) for parameter in parameters):
+        raise ValueError("count_parameters: model has lazy layers; run it once on data first.")
+    return sum(p.numel() for p in parameters if p.requires_grad or not trainable_only)
+
+
+def state_bytes(model: nn.Module) -> int:
+    """Return the bytes of a network's state: parameters and saved buffers, shared ones once.
+
+    Example:
+        >>> state_bytes(nn.Linear(3, 2, dtype=torch.float16))
+        16
+    """
+    entries = model.state_dict(keep_vars=True).values()
+    tensors = {id(entry): entry for entry in entries if isinstance(entry, Tensor)}
+    return sum(tensor.numel() * tensor.element_size() for tensor in tensors.values())
+
+
+def count_macs(model: nn.Module, *inputs: Any) -> int:
+    """Count the multiply-accumulates of one forward call in evaluation mode.
+
+    Matrix products, convolutions and attention count, whatever module or function calls them;
+    element-wise work and pooling do not. One multiply-accumulate is two of the floating-point
+    operations that ``torch.utils.flop_counter`` counts.
+
+    Args:
+        model: The network. Its train/eval flags are restored, and no gradient is computed.
+        *inputs: Arguments of the call, on the model's device; a batch of one for the cost of one
+            example.
+
+    Returns:
+        The number of multiply-accumulates.
+
+    Example:
+        >>> count_macs(nn.Conv2d(3, 8, 3, padding=1), torch.zeros(1, 3, 10, 10))
+        21600
+    """
+    from torch.utils.flop_counter import FlopCounterMode
+
+    with ExitStack() as stack:
+        stack.enter_context(_evaluating(model))
+        stack.enter_context(_unfused())
+        # Stochastic layers may draw; the global stream must go on as if nothing had happened.
+        stack.enter_context(torch.random.fork_rng(devices=_cuda_devices(model)))
+        stack.enter_context(torch.no_grad())
+        counter = stack.enter_context(
+            FlopCounterMode(display=False, custom_mapping=_FUSED_RECURRENT)
+        )
+        model(*inputs)
+    return int(counter.get_total_flops()) // 2
+
+
+@contextmanager
+def _evaluating(model: nn.Module) -> Iterator[None]:
+    flags = [(module, module.training) for module in model.modules()]
+    model.eval()
+    try:
+        yield
+    finally:
+        for module, flag in flags:
+            module.training = flag
+
+
+@contextmanager
+def _unfused() -> Iterator[None]:
+    """Switch off fused transformer layers, which the counter would see as nothing."""
+    fast = torch.backends.mha.get_fastpath_enabled()
+    torch.backends.mha.set_fastpath_enabled(False)
+    try:
+        yield
+    finally:
+        torch.backends.mha.set_fastpath_enabled(fast)
+
+
+def _recurrent_flops(inputs: Sequence[int], *weights: Any, **_: Any) -> int:
+    """Count a fused recurrent layer: every weight matrix meets every vector of the sequence.
+
+    The counter hands over shapes instead of tensors, here (T, B, F) or, packed, (T, F), then
+    weights and biases one by one (oneDNN) or in a list (cuDNN), then what does not count.
+    """
+    shapes = weights[0] if isinstance(weights[0][0], Sequence) else weights[:2]
+    matrices = (math.prod(shape) for shape in shapes if len(shape) == 2)
+    return 2 * math.prod(inputs[:-1]) * sum(matrices)
+
+
+_FUSED_RECURRENT = {
+    torch.ops.aten.mkldnn_rnn_layer: _recurrent_flops,
+    torch.ops.aten._cudnn_rnn: _recurrent_flops,
+}
+
+
+def _cuda_devices(model: nn.Module) -> list[torch.device]:
+    return list({p.device for p in model.parameters() if p.device.type == "cuda"})
+
+
+@dataclass(frozen=True)
+class Latency:
+    """Time of one call.
+
+    Args:
+        median_ms: Median over the repeats, in milliseconds.
+        iqr_ms: Distance between the quartiles, in milliseconds.
+    """
+
+    median_ms: float
+    iqr_ms: float
+
+
+def latency(
+    fn: Callable[[], object], *, warmup: int = 3, repeats: int = 20, threads: int | None = None
+) -> Latency:
+    """Measure the time of a call; on CUDA until the device has finished.
+
+    Args:
+        fn: What to call, without arguments.
+        warmup: Calls before the first that counts.
+        repeats: Calls that count; at least 2.
+        threads: Number of torch's threads during the measurement; unchanged by default.
+
+    Returns:
+        Median and interquartile range.
+    """
+    check_integer("latency", "warmup", warmup, low=0)
+    check_integer("latency", "repeats", repeats, low=2)
+    if threads is not None:
+        check_integer("latency", "threads", threads, low=1)
+    before = torch.get_num_threads()
+    torch.set_num_threads(before if threads is None else threads)
+    try:
+        for _ in range(warmup):
+            fn()
+        times = [_time_ms(fn) for _ in range(repeats)]
+    finally:
+        torch.set_num_threads(before)
+    low, median, high = statistics.quantiles(times, n=4, method="inclusive")
+    return Latency(median, high - low)
+
+
+def _time_ms(fn: Callable[[], object]) -> float:
+    _synchronise()
+    start = time.perf_counter()
+    fn()
+    _synchronise()
+    return (time.perf_counter() - start) * 1000.0
+
+
+def _synchronise() -> None:
+    if torch.cuda.is_initialized():
+        torch.cuda.synchronize()
+
+
+class PeakMemory:
+    """Measure the peak memory of a ``with`` block, in MiB.
+
+    On CUDA it is what torch's allocator held at the peak; blocks on one device must not be nested.
+    On the CPU it is the resident set of the whole process (Python and its libraries included),
+    sampled by a thread: a peak shorter than ``interval`` can be missed.
+
+    Args:
+        device: ``"cpu"`` or a CUDA device.
+        interval: Seconds between two samples on the CPU.
+
+    Attributes:
+        mib: The peak; NaN until the block has ended.
+        added_mib: The peak less what was held at the block's start; NaN until the block has ended.
+    """
+
+    def __init__(self, device: torch.device | str = "cpu", *, interval: float = 0.01) -> None:
+        check_range("PeakMemory", "interval", interval, low=0.0, low_open=True)
+        self.device = torch.device(device)
+        self.interval = interval
+        self.mib = float("nan")
+        self.added_mib = float("nan")
+
+    def __enter__(self) -> PeakMemory:
+        if self.device.type == "cuda":
+            torch.cuda.synchronize(self.device)
+            torch.cuda.reset_peak_memory_stats(self.device)
+            self._start = torch.cuda.memory_allocated(self.device)
+        else:
+            self._start = self._peak = _resident_bytes()
+            self._done = threading.Event()
+            self._thread = threading.Thread(target=self._sample, daemon=True)
+            self._thread.start()
+        return self
+
+    def __exit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        trace: TracebackType | None,
+    ) -> None:
+        if self.device.type == "cuda":
+            torch.cuda.synchronize(self.device)
+            self._peak = torch.cuda.max_memory_allocated(self.device)
+        else:
+            self._done.set()
+            self._thread.join()
+        self.mib = self._peak / _MIB
+        self.added_mib = (self._peak - self._start) / _MIB
+
+    def _sample(self) -> None:
+        more = True
+        while more:  # the last sample is taken after the block's end has been signalled
+            more = not self._done.wait(self.interval)
+            self._peak = max(self._peak, _resident_bytes())
+
+
+def _resident_bytes() -> int:
+    status = Path("/proc/self/status")
+    if status.exists():
+        line = next(line for line in status.read_text().splitlines() if line.startswith("VmRSS"))
+        return int(line.split()[1]) * 1024
+    psutil = require(
+        "psutil", package="cv-core", extra="lab", purpose="peak memory on this operating system"
+    )
+    return int(psutil.Process().memory_info().rss)

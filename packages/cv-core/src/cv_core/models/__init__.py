@@ -1,0 +1,1 @@
+"""Small networks for experiments; for anything larger use torchvision or timm."""

@@ -1,0 +1,1 @@
+"""Layers and the surgery of foreign networks: hooks, blocks, attention kernels."""

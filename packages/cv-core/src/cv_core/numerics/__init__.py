@@ -1,0 +1,1 @@
+"""Numerical building blocks: proximal operators, descent, graphs, dependence, clustering."""

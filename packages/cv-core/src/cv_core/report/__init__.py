@@ -1,0 +1,1 @@
+"""Results as data, and the pages drawn from them."""

@@ -1,0 +1,113 @@
+"""A matplotlib figure as SVG that may stand inside a page, next to others of its kind."""
+
+from __future__ import annotations
+
+import hashlib
+import io
+import re
+import warnings
+from collections.abc import Callable
+from typing import TYPE_CHECKING, Any
+from xml.etree import ElementTree as ET
+
+from cv_core.report.style import colour, name_colours
+
+if TYPE_CHECKING:
+    from matplotlib.figure import Figure
+
+_SVG = "{http://www.w3.org/2000/svg}"
+_LINK = "{http://www.w3.org/1999/xlink}href"
+
+
+def to_svg(
+    draw: Callable[[Figure], None], *, name: str, size: tuple[float, float], label: str
+) -> str:
+    """Draw a figure and return it as an ``<svg>`` element.
+
+    Args:
+        draw: Fills the empty figure.
+        name: Unique in the page; makes the ids inside unique, and the same in every run.
+        size: Width and height in inches.
+        label: What the figure shows, for those who do not see it.
+
+    Returns:
+        The element, without any address in it: text is text, colours are the page's variables.
+    """
+    import matplotlib as mpl
+    from matplotlib.figure import Figure
+
+    prefix = hashlib.sha256(name.encode()).hexdigest()[:8]
+    stream = io.StringIO()
+    with mpl.rc_context(_look(prefix)), warnings.catch_warnings():
+        # the reader's browser has the letters that matplotlib's own font lacks
+        warnings.filterwarnings("ignore", message=".*missing from font.*")
+        figure = Figure(figsize=size, layout="constrained")
+        draw(figure)
+        figure.savefig(stream, format="svg", transparent=True, metadata={"Date": None})
+    return _inline(stream.getvalue(), prefix, label)
+
+
+def _look(prefix: str) -> dict[Any, Any]:
+    ink, muted = colour("ink"), colour("muted")
+    return {
+        "svg.fonttype": "none",
+        "svg.hashsalt": prefix,
+        "text.parse_math": False,  # a name may hold a dollar sign
+        "axes.unicode_minus": True,
+        "font.size": 9.5,
+        "text.color": ink,
+        "axes.labelcolor": ink,
+        "axes.edgecolor": muted,
+        "axes.titlesize": 10,
+        "axes.titleweight": "bold",
+        "axes.titlecolor": ink,
+        "axes.axisbelow": True,
+        "axes.spines.top": False,
+        "axes.spines.right": False,
+        "axes.spines.left": False,
+        "axes.linewidth": 0.8,
+        "grid.color": colour("grid"),
+        "grid.linewidth": 0.8,
+        "xtick.color": muted,
+        "ytick.color": ink,
+        "xtick.labelcolor": ink,
+        "legend.fontsize": 9.5,
+        "figure.constrained_layout.wspace": 0.05,
+        "figure.constrained_layout.hspace": 0.06,
+    }
+
+
+def _inline(text: str, prefix: str, label: str) -> str:
+    text = re.sub(r"[\x00-\x08\x0b\x0c\x0e-\x1f]", "", text)  # which no XML may hold
+    root = ET.fromstring(text)  # noqa: S314 - matplotlib wrote it a moment ago
+    for part in (f"{_SVG}metadata", f"{_SVG}defs[{_SVG}style]"):  # addresses; rules for the page
+        for element in root.findall(part):
+            root.remove(element)
+    for element in root.iter():
+        element.tag = element.tag.removeprefix(_SVG)
+        element.attrib = {
+            key.replace(_LINK, "href"): _attribute(key, value, prefix)
+            for key, value in element.attrib.items()
+        }
+    width = float(root.attrib["width"].removesuffix("pt")) * 4 / 3
+    viewbox = root.attrib["viewBox"]
+    root.attrib = {
+        "class": "figure",
+        "viewBox": viewbox,
+        "role": "img",
+        "aria-label": label,
+        "style": f"max-width: {width:.0f}px",
+    }
+    return ET.tostring(root, encoding="unicode")
+
+
+def _attribute(key: str, value: str, prefix: str) -> str:
+    if key == "id":
+        return f"{prefix}-{value}"
+    if key == _LINK:
+        return value.replace("#", f"#{prefix}-")
+    value = re.sub(r"url\(#", f"url(#{prefix}-", value)
+    if key == "style":  # the page's own font, not a list of those matplotlib would have taken
+        value = re.sub(r"(font: [^;]*?px) [^;]*", r"\1 var(--font)", value)
+        value = re.sub(r"font-family: [^;]*", "font-family: var(--font)", value)
+    return name_colours(value)

@@ -1,0 +1,8 @@
+"""Matrix factorisation, sparse coding and multi-view learning as scikit-learn estimators."""
+
+from importlib.metadata import version
+
+import lazy_loader
+
+__getattr__, __dir__, __all__ = lazy_loader.attach_stub(__name__, __file__)
+__version__ = version("cv-factorization")

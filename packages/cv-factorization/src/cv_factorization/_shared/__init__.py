@@ -1,0 +1,1 @@
+"""Parts that two methods of cv-factorization use."""

@@ -1,0 +1,1 @@
+"""One module per paper: the methods of cv-generative, each ending in its CARD."""

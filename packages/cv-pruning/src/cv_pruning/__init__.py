@@ -1,0 +1,8 @@
+"""Pruning methods that make networks smaller and say whether they became faster."""
+
+from importlib.metadata import version
+
+import lazy_loader
+
+__getattr__, __dir__, __all__ = lazy_loader.attach_stub(__name__, __file__)
+__version__ = version("cv-pruning")
