@@ -6,6 +6,7 @@ import signal
 import subprocess
 import sys
 import time
+from collections.abc import Iterator
 from contextlib import suppress
 from pathlib import Path
 
@@ -187,8 +188,17 @@ def test_data_path_follows_the_variable(capsys, monkeypatch, tmp_path):
     assert capsys.readouterr().out.strip() == str(tmp_path)
 
 
+@pytest.fixture
+def interruptible() -> Iterator[None]:
+    """Commands started here can be interrupted, even where a shell started the tests with ``&``."""
+    before = signal.signal(signal.SIGINT, signal.default_int_handler)
+    yield
+    signal.signal(signal.SIGINT, before)
+
+
 @pytest.mark.parametrize("jobs", ["1", "2"])
 @pytest.mark.slow
+@pytest.mark.usefixtures("interruptible")
 def test_ctrl_c_is_one_line_and_keeps_what_is_finished(tmp_path, jobs):
     """As a terminal does: the signal reaches the command and all its workers."""
     out = tmp_path / "runs"

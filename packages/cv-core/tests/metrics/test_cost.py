@@ -1,5 +1,7 @@
 """Costs against counts done by hand."""
 
+import subprocess
+import sys
 import time
 
 import pytest
@@ -106,13 +108,32 @@ def test_latency_refuses(bad):
         latency(lambda: None, **bad)
 
 
-def test_peak_memory_sees_a_block_that_is_gone():
-    with PeakMemory(interval=0.001) as memory:
-        block = bytearray(b"\1") * (64 * 1024 * 1024)
-        time.sleep(1.0)  # the sampling thread may have to wait for a core
-        del block
-    assert 60.0 < memory.added_mib < 200.0
-    assert memory.mib > memory.added_mib
+BLOCK = """
+import sys, time
+from pathlib import Path
+from cv_core.metrics import cost
+if sys.argv[1] == "sampled":
+    cost._CLEAR = Path("/nowhere/clear_refs")
+with cost.PeakMemory(interval=0.001) as memory:
+    block = bytearray(b"\\1") * (64 * 1024 * 1024)
+    time.sleep(1.0 if sys.argv[1] == "sampled" else 0.0)  # the sampling thread may wait for a core
+    del block
+with cost.PeakMemory(interval=0.001) as later:
+    pass
+print(memory.mib, memory.added_mib, later.added_mib)
+"""
+
+
+@pytest.mark.parametrize("way", ["counted", "sampled"])
+def test_peak_memory_sees_a_block_that_is_gone(way):
+    """In a process of its own: what others free meanwhile would be subtracted."""
+    done = subprocess.run(
+        [sys.executable, "-c", BLOCK, way], capture_output=True, text=True, check=True
+    )
+    peak, added, later = map(float, done.stdout.split())
+    assert 60.0 < added < 80.0
+    assert peak > added
+    assert later < 4.0, "the second block starts from nothing"
 
 
 @pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA device")

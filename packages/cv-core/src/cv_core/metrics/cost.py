@@ -193,13 +193,14 @@ def _synchronise() -> None:
 class PeakMemory:
     """Measure the peak memory of a ``with`` block, in MiB.
 
-    On CUDA it is what torch's allocator held at the peak; blocks on one device must not be nested.
-    On the CPU it is the resident set of the whole process (Python and its libraries included),
-    sampled by a thread: a peak shorter than ``interval`` can be missed.
+    On CUDA it is what torch's allocator held at the peak. Blocks on one device must not be nested.
+    On the CPU it is the resident set of the whole process, Python and its libraries included: on
+    Linux from the kernel's own peak counter, which the block's start resets, elsewhere sampled by a
+    thread, so that a peak shorter than ``interval`` can be missed.
 
     Args:
         device: ``"cpu"`` or a CUDA device.
-        interval: Seconds between two samples on the CPU.
+        interval: Seconds between two samples, where memory is sampled.
 
     Attributes:
         mib: The peak; NaN until the block has ended.
@@ -219,10 +220,12 @@ class PeakMemory:
             torch.cuda.reset_peak_memory_stats(self.device)
             self._start = torch.cuda.memory_allocated(self.device)
         else:
+            self._counted = _reset_peak()
             self._start = self._peak = _resident_bytes()
-            self._done = threading.Event()
-            self._thread = threading.Thread(target=self._sample, daemon=True)
-            self._thread.start()
+            if not self._counted:
+                self._done = threading.Event()
+                self._thread = threading.Thread(target=self._sample, daemon=True)
+                self._thread.start()
         return self
 
     def __exit__(
@@ -234,6 +237,8 @@ class PeakMemory:
         if self.device.type == "cuda":
             torch.cuda.synchronize(self.device)
             self._peak = torch.cuda.max_memory_allocated(self.device)
+        elif self._counted:
+            self._peak = _status_bytes("VmHWM")
         else:
             self._done.set()
             self._thread.join()
@@ -247,11 +252,26 @@ class PeakMemory:
             self._peak = max(self._peak, _resident_bytes())
 
 
+_STATUS, _CLEAR = Path("/proc/self/status"), Path("/proc/self/clear_refs")
+
+
+def _reset_peak() -> bool:
+    """Let the kernel's peak counter start anew; tell whether there is one."""
+    try:
+        _CLEAR.write_text("5")
+    except OSError:  # not Linux, or a container that forbids it
+        return False
+    return True
+
+
+def _status_bytes(name: str) -> int:
+    line = next(line for line in _STATUS.read_text().splitlines() if line.startswith(name))
+    return int(line.split()[1]) * 1024
+
+
 def _resident_bytes() -> int:
-    status = Path("/proc/self/status")
-    if status.exists():
-        line = next(line for line in status.read_text().splitlines() if line.startswith("VmRSS"))
-        return int(line.split()[1]) * 1024
+    if _STATUS.exists():
+        return _status_bytes("VmRSS")
     psutil = require(
         "psutil", package="cv-core", extra="lab", purpose="peak memory on this operating system"
     )

@@ -189,7 +189,8 @@ class _Loop:
             new = self.prox(query - step * slope, step)
             move = new - query
             model = _number(torch.sum(slope * move) + torch.sum(move * move) / (2.0 * step))
-            slack = 10.0 * torch.finfo(query.dtype).eps * abs(value)
+            # Near the solution f changes by less than its own rounding, which must halve nothing.
+            slack = 100.0 * torch.finfo(query.dtype).eps * abs(value)
             if _number(self.smooth(new)) <= value + model + slack:
                 return new, step
             step *= 0.5
