@@ -123,7 +123,7 @@ def train(
     fit(
         task,
         loader,
-        torch.optim.Adam(model.parameters(), lr=rate),
+        torch.optim.Adam(model.parameters(), lr=rate, fused=True),
         max_steps=settings.steps,
         validate=validation if early_stopping else None,
         early_stopping=stopping,
@@ -231,7 +231,7 @@ EXPERIMENT = Experiment(
     ),
     settings={
         "smoke": {**_COMMON, "train_size": 300, "steps": 60, "rates": (2e-3,)},
-        "default": {**_COMMON, "train_size": 5000, "steps": 1000, "rates": (5e-4, 2e-3, 8e-3)},
+        "default": {**_COMMON, "train_size": 5000, "steps": 800, "rates": (5e-4, 2e-3, 8e-3)},
         "full": {
             **_COMMON, "train_size": 60_000, "steps": 30_000, "batch": 128,
             "network": "cnn", "width": 32, "rates": (1e-4, 5e-4, 2e-3, 8e-3),

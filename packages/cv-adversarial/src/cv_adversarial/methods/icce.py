@@ -35,6 +35,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable
+from functools import lru_cache
 from itertools import accumulate
 from typing import Any
 
@@ -49,7 +50,8 @@ from torch import Tensor, nn
 _LOW, _HIGH = -8.0, 32.0  # where the series keeps at least ten digits in float64
 
 
-def _coefficients(T: float) -> list[float]:
+@lru_cache(maxsize=64)
+def _coefficients(T: float) -> tuple[float, ...]:
     r"""Return :math:`C_j = \sum_{k > j} T^k / (k\,k!)`, the last one first.
 
     Because :math:`1 - p^k = (1 - p)(1 + p + \dots + p^{k-1})`, the series is
@@ -61,7 +63,7 @@ def _coefficients(T: float) -> list[float]:
         terms.append(power / k)
         if k > abs(T) and abs(terms[-1]) < 1e-20:
             break
-    return list(accumulate(reversed(terms)))
+    return tuple(accumulate(reversed(terms)))
 
 
 def _series(p: Any, one_minus_p: Any, T: float) -> Any:
