@@ -8,7 +8,7 @@ from importlib.metadata import version
 import torch
 from cv_core.metrics.segmentation import class_scores, confusion_matrix, mean_scores
 from cv_core.random import torch_generator
-from harness import Peer, race, write
+from cv_core.testing.race import Peer, race, write
 from torch.nn import functional
 
 CLASSES = 21
@@ -54,7 +54,10 @@ def main() -> None:
         "torchmetrics Jaccard": Peer(jaccard, version("torchmetrics"), bar=4.0),
     }
     peers |= smp_peer(prediction, target)
-    write(race("confusion", "mean IoU", "16 x 512 x 512, 21 classes", ours=ours, peers=peers))
+    write(
+        race("confusion", "mean IoU", "16 x 512 x 512, 21 classes", ours=ours, peers=peers),
+        __file__,
+    )
 
 
 def smp_peer(prediction: torch.Tensor, target: torch.Tensor) -> dict[str, Peer]:

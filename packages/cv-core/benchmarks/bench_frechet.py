@@ -8,7 +8,7 @@ import scipy.linalg
 import torch
 from cv_core.metrics.frechet import frechet_distance
 from cv_core.random import torch_generator
-from harness import Peer, race, write
+from cv_core.testing.race import Peer, race, write
 
 
 def features() -> tuple[torch.Tensor, torch.Tensor]:
@@ -50,7 +50,7 @@ def main() -> None:
         ours=lambda: frechet_distance(a, b),
         peers=peers,
     )
-    write(result)
+    write(result, __file__)
 
 
 if __name__ == "__main__":

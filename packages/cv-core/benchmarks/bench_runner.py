@@ -12,7 +12,7 @@ from cv_core.experiment.plan import Plan, Wishes, make_plan
 from cv_core.experiment.runner import run
 from cv_core.experiment.trial import Settings, Trial
 from cv_core.experiment.worker import one_thread
-from harness import Peer, race, write
+from cv_core.testing.race import Peer, race, write
 
 SEEDS = 4
 PRODUCTS = 1000
@@ -68,7 +68,8 @@ def main() -> None:
             ours=lambda: by_runner(1),
             peers={"plain loop": Peer(by_hand, version, bar=0.98)},
             repeats=7,
-        )
+        ),
+        __file__,
     )
     write(
         race(
@@ -78,7 +79,8 @@ def main() -> None:
             ours=lambda: by_runner(2),
             peers={"one at a time": Peer(lambda: by_runner(1), version, bar=1.7)},
             repeats=7,
-        )
+        ),
+        __file__,
     )
 
 

@@ -8,7 +8,7 @@ from importlib.metadata import version
 import torch
 from cv_core.metrics.images import ssim
 from cv_core.random import torch_generator
-from harness import Peer, race, write
+from cv_core.testing.race import Peer, race, write
 
 
 def main() -> None:
@@ -37,7 +37,7 @@ def main() -> None:
         "torchmetrics": Peer(torchmetrics, version("torchmetrics"), bar=3.0),
         "kornia": Peer(by_kornia, version("kornia"), bar=0.85),
     }
-    write(race("ssim", "SSIM", "16 x 3 x 256 x 256, float32", ours=ours, peers=peers))
+    write(race("ssim", "SSIM", "16 x 3 x 256 x 256, float32", ours=ours, peers=peers), __file__)
 
 
 if __name__ == "__main__":

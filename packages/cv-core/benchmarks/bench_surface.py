@@ -9,7 +9,7 @@ import numpy as np
 import torch
 from cv_core.metrics.surface import hausdorff_distance
 from cv_core.random import numpy_generator
-from harness import Peer, race, write
+from cv_core.testing.race import Peer, race, write
 from scipy import ndimage
 
 
@@ -67,7 +67,7 @@ def main() -> None:
             note="maximum instead of the 95th percentile, which it does not offer",
         ),
     }
-    write(race("surface", "HD95", "8 masks of 256 x 256", ours=ours, peers=peers))
+    write(race("surface", "HD95", "8 masks of 256 x 256", ours=ours, peers=peers), __file__)
 
 
 if __name__ == "__main__":

@@ -12,7 +12,7 @@ from cv_core.engine.loader import TensorLoader
 from cv_core.engine.loop import fit
 from cv_core.engine.task import SupervisedTask
 from cv_core.random import seeded, torch_generator
-from harness import Peer, race, write
+from cv_core.testing.race import Peer, race, write
 from torch import Tensor, nn
 from torch.nn import functional
 from torch.utils.data import DataLoader, TensorDataset
@@ -97,7 +97,9 @@ def main() -> None:
         if not torch.equal(ours(), peer.run()):
             raise AssertionError(f"{name} learns other weights")
     size = f"MLP 32-64-10, batch {BATCH}, SGD"
-    write(race("training_loop", f"{STEPS} steps", size, ours=ours, peers=peers, repeats=41))
+    write(
+        race("training_loop", f"{STEPS} steps", size, ours=ours, peers=peers, repeats=41), __file__
+    )
 
 
 if __name__ == "__main__":

@@ -138,3 +138,13 @@ def test_indices_of_few_bits_do_not_wrap():
 def test_indices_are_whole_numbers(dtype):
     with pytest.raises(TypeError, match=r"f: t must hold class indices.*t\.long\(\)"):
         checks.check_indices("f", "t", torch.zeros(2, dtype=dtype), high=3, ignore=None)
+
+
+def test_odd():
+    checks.check_odd("f", "size", 3)
+    with pytest.raises(ValueError, match=r"f: size must be odd; got 4\."):
+        checks.check_odd("f", "size", 4)
+    with pytest.raises(ValueError, match="at least 3"):
+        checks.check_odd("f", "size", 1, low=3)
+    with pytest.raises(TypeError, match="whole number"):
+        checks.check_odd("f", "size", 3.0)

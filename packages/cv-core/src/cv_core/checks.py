@@ -102,6 +102,18 @@ def check_integer(
         raise ValueError(f"{owner}: {name} must be {ends}; got {number}.")
 
 
+def check_odd(owner: str, name: str, value: object, *, low: int = 1) -> None:
+    """Refuse what is not an odd whole number, such as the side of a kernel that has a centre.
+
+    Raises:
+        TypeError: If ``value`` is not an integer (a ``bool`` is none).
+        ValueError: If it is even or below ``low``.
+    """
+    check_integer(owner, name, value, low=low)
+    if operator.index(value) % 2 == 0:  # type: ignore[arg-type]  # just checked
+        raise ValueError(f"{owner}: {name} must be odd; got {value}.")
+
+
 def _as(convert: Callable[[Any], Number], value: object) -> Number | None:
     """Convert what is one number; a bool, NumPy's too, and a text are none."""
     if type(value).__name__ in ("bool", "bool_") or isinstance(value, str):

@@ -6,7 +6,7 @@ from collections.abc import Callable, Iterable, Iterator, Mapping, Sized
 from contextlib import AbstractContextManager
 from dataclasses import dataclass, field
 from functools import cached_property
-from typing import TYPE_CHECKING, Any, TypeVar
+from typing import TYPE_CHECKING, Any, NoReturn, TypeVar
 
 from cv_core import random
 from cv_core.experiment.declaration import Budget
@@ -90,7 +90,7 @@ class Trial:
         """Set torch's global CPU generator inside a ``with`` block: for building networks."""
         return random.seeded(self.seed, *names)
 
-    def skip(self, reason: str) -> None:
+    def skip(self, reason: str) -> NoReturn:
         """Leave this trial out, with a reason that the report shows.
 
         Raises:

@@ -12,7 +12,7 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
-from cv_core.checks import check_integer, check_range
+from cv_core.checks import check_odd, check_range
 
 
 def gaussian_kernel1d(
@@ -151,7 +151,5 @@ def _under_arc(x: Tensor, radius: float) -> Tensor:
 def _radius(owner: str, size: int | None, default: int) -> int:
     if size is None:
         return default
-    check_integer(owner, "size", size, low=1)
-    if size % 2 == 0:
-        raise ValueError(f"{owner}: size must be odd, so that the kernel has a centre; got {size}.")
+    check_odd(owner, "size", size)
     return size // 2

@@ -8,7 +8,7 @@ import torch
 from jaxtyping import Float
 from torch import Tensor, nn
 
-from cv_core.checks import check_integer, check_range, check_shape
+from cv_core.checks import check_integer, check_odd, check_range, check_shape
 
 Norm = Callable[[int], nn.Module]
 """Makes a normalisation from a number of channels, such as ``nn.BatchNorm2d``."""
@@ -47,9 +47,7 @@ class ConvNormAct(nn.Sequential):
         activation: Activation | None = nn.ReLU,
     ) -> None:
         super().__init__()
-        check_integer("ConvNormAct", "kernel_size", kernel_size, low=1)
-        if kernel_size % 2 == 0:
-            raise ValueError(f"ConvNormAct: kernel_size must be odd; got {kernel_size}.")
+        check_odd("ConvNormAct", "kernel_size", kernel_size)
         conv = nn.Conv2d(
             in_channels,
             out_channels,

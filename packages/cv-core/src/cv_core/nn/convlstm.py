@@ -8,7 +8,7 @@ import torch
 from jaxtyping import Float
 from torch import Tensor, nn
 
-from cv_core.checks import check_integer, check_shape
+from cv_core.checks import check_integer, check_odd, check_shape
 
 State = tuple[Tensor, Tensor]
 
@@ -31,9 +31,7 @@ class ConvLSTMCell(nn.Module):
         super().__init__()
         check_integer("ConvLSTM", "in_channels", in_channels, low=1)
         check_integer("ConvLSTM", "hidden_channels", hidden_channels, low=1)
-        check_integer("ConvLSTM", "kernel_size", kernel_size, low=1)
-        if kernel_size % 2 == 0:
-            raise ValueError(f"ConvLSTM: kernel_size must be odd; got {kernel_size}.")
+        check_odd("ConvLSTM", "kernel_size", kernel_size)
         gates, padding = 4 * hidden_channels, kernel_size // 2
         self.in_channels = in_channels
         self.hidden_channels = hidden_channels

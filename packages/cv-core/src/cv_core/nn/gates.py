@@ -13,7 +13,7 @@ import torch
 from jaxtyping import Float
 from torch import Tensor, nn
 
-from cv_core.checks import check_integer, check_shape
+from cv_core.checks import check_integer, check_odd, check_shape
 
 
 def _hidden(owner: str, channels: int, reduction: int) -> int:
@@ -91,11 +91,7 @@ class EfficientChannelAttention(nn.Module):
         check_integer("EfficientChannelAttention", "channels", channels, low=1)
         if kernel_size is None:
             kernel_size = max(3, int((math.log2(channels) + 1) / 2) | 1)
-        check_integer("EfficientChannelAttention", "kernel_size", kernel_size, low=1)
-        if kernel_size % 2 == 0:
-            raise ValueError(
-                f"EfficientChannelAttention: kernel_size must be odd; got {kernel_size}."
-            )
+        check_odd("EfficientChannelAttention", "kernel_size", kernel_size)
         self.channels = channels
         self.conv = nn.Conv1d(1, 1, kernel_size, padding=kernel_size // 2, bias=False)
 
@@ -149,9 +145,7 @@ class SpatialAttention(nn.Module):
 
     def __init__(self, kernel_size: int = 7) -> None:
         super().__init__()
-        check_integer("SpatialAttention", "kernel_size", kernel_size, low=1)
-        if kernel_size % 2 == 0:
-            raise ValueError(f"SpatialAttention: kernel_size must be odd; got {kernel_size}.")
+        check_odd("SpatialAttention", "kernel_size", kernel_size)
         self.conv = nn.Conv2d(2, 1, kernel_size, padding=kernel_size // 2, bias=False)
         self.bn = nn.BatchNorm2d(1)
 

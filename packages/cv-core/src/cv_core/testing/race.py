@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import json
 import os
+import sys
 import time
 from collections.abc import Callable, Mapping
 from dataclasses import asdict, dataclass
@@ -18,23 +19,32 @@ import numpy as np
 import torch
 from threadpoolctl import threadpool_limits
 
-RESULTS = Path(__file__).parent / "results"
 THREADS = int(os.environ.get("CV_BENCH_THREADS", "2"))
 
 
 @dataclass(frozen=True)
 class Peer:
-    """A contender: a function that computes the same, its version, and the ratio to reach."""
+    """A contender.
+
+    Args:
+        run: Computes the same as ours.
+        version: The version of the library it comes from.
+        bar: The ratio that we set out to reach.
+        repeats: Rounds in which it runs, fewer than ours for a peer that takes many seconds.
+        note: For the table.
+    """
 
     run: Callable[[], object]
     version: str
     bar: float
-    repeats: int | None = None  # fewer than ours, for a peer that takes many seconds
+    repeats: int | None = None
     note: str = ""
 
 
 @dataclass(frozen=True)
 class Score:
+    """A peer's result: its median time, and the ratio with its bounds."""
+
     version: str
     median_ms: float
     ratio: float
@@ -67,13 +77,29 @@ def race(
     peers: Mapping[str, Peer],
     repeats: int = 15,
 ) -> Race:
-    """Time everyone and print the row. The caller has already compared the outputs."""
+    """Time everyone and print the row. The caller has already compared the outputs.
+
+    Args:
+        name: Stem of the file of results.
+        operation: What is raced, for the table.
+        given: On what input.
+        ours: Our function.
+        peers: The others by name.
+        repeats: Rounds.
+
+    Returns:
+        The row.
+    """
+    before = torch.get_num_threads()
     torch.set_num_threads(THREADS)
-    with threadpool_limits(THREADS):  # NumPy's and SciPy's libraries as well
-        times = _run(ours, peers, repeats)
+    try:
+        with threadpool_limits(THREADS):  # NumPy's and SciPy's libraries as well
+            times = _run(ours, peers, repeats)
+    finally:
+        torch.set_num_threads(before)
     scores = {key: _score(peer, times[key], times[""]) for key, peer in peers.items()}
     result = Race(name, operation, given, THREADS, repeats, _median(times[""]), scores)
-    _print(result)
+    sys.stdout.write(_text(result))
     return result
 
 
@@ -91,11 +117,17 @@ def _run(
     return times
 
 
-def write(result: Race) -> None:
-    """Write a race's numbers to ``results/<name>.json``."""
-    RESULTS.mkdir(exist_ok=True)
-    path = RESULTS / f"{result.name}.json"
-    path.write_text(json.dumps(asdict(result), indent=2) + "\n")
+def write(result: Race, script: str) -> None:
+    """Write a race's numbers to ``results/<name>.json`` beside the script that ran it.
+
+    Args:
+        result: From ``race``.
+        script: The script's own ``__file__``.
+    """
+    folder = Path(script).parent / "results"
+    folder.mkdir(exist_ok=True)
+    text = json.dumps(asdict(result), indent=2) + "\n"
+    (folder / f"{result.name}.json").write_text(text, encoding="utf-8")
 
 
 def _ms(run: Callable[[], object]) -> float:
@@ -128,11 +160,12 @@ def _round(value: float) -> float:
     return round(float(value), 2)
 
 
-def _print(result: Race) -> None:
-    print(f"{result.operation} ({result.input}): ours {result.ours_ms:.2f} ms")
+def _text(result: Race) -> str:
+    lines = [f"{result.operation} ({result.input}): ours {result.ours_ms:.2f} ms"]
     for key, score in result.peers.items():
         verdict = "reached" if score.ratio >= score.bar else "LOST"
-        print(
+        lines.append(
             f"  {key} {score.version}: {score.median_ms:.2f} ms, {score.ratio:.2f}x "
             f"[{score.ratio_low:.2f}, {score.ratio_high:.2f}], bar {score.bar:g}x {verdict}"
         )
+    return "\n".join(lines) + "\n"
