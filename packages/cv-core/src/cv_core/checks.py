@@ -116,7 +116,8 @@ def check_odd(owner: str, name: str, value: object, *, low: int = 1) -> None:
 
 def _as(convert: Callable[[Any], Number], value: object) -> Number | None:
     """Convert what is one number; a bool, NumPy's too, and a text are none."""
-    if type(value).__name__ in ("bool", "bool_") or isinstance(value, str):
+    plain = type(value) is int or type(value) is float  # what older torch.compile can follow
+    if not plain and (type(value).__name__ in ("bool", "bool_") or isinstance(value, str)):
         return None
     try:
         return convert(value)

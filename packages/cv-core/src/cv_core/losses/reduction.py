@@ -17,6 +17,7 @@ from cv_core.checks import (
 )
 
 Reduction = Literal["mean", "sum", "none"]
+_REDUCTIONS = get_args(Reduction)
 
 
 def check_reduction(owner: str, reduction: str) -> None:
@@ -25,7 +26,7 @@ def check_reduction(owner: str, reduction: str) -> None:
     Raises:
         ValueError: With the names that are allowed.
     """
-    check_choice(owner, "reduction", reduction, get_args(Reduction))
+    check_choice(owner, "reduction", reduction, _REDUCTIONS)
 
 
 def target_log_probabilities(
