@@ -84,9 +84,7 @@ def count_macs(model: nn.Module, *inputs: Any) -> int:
         # Stochastic layers may draw; the global stream must go on as if nothing had happened.
         stack.enter_context(torch.random.fork_rng(devices=_cuda_devices(model)))
         stack.enter_context(torch.no_grad())
-        counter = stack.enter_context(
-            FlopCounterMode(display=False, custom_mapping=_FUSED_RECURRENT)
-        )
+        counter = stack.enter_context(FlopCounterMode(display=False, custom_mapping=_FUSED))
         model(*inputs)
     return int(counter.get_total_flops()) // 2
 
@@ -124,9 +122,21 @@ def _recurrent_flops(inputs: Sequence[int], *weights: Any, **_: Any) -> int:
     return 2 * math.prod(inputs[:-1]) * sum(matrices)
 
 
-_FUSED_RECURRENT = {
+def _attention_flops(
+    query: Sequence[int], key: Sequence[int], value: Sequence[int], *_: Any, **__: Any
+) -> int:
+    """Count fused attention on the CPU, which older torch does not: Q K^T and its product with V.
+
+    Shapes are (B, heads, tokens, channels).
+    """
+    pairs = math.prod(query[:3]) * key[2]
+    return 2 * pairs * (query[3] + value[3])
+
+
+_FUSED = {
     torch.ops.aten.mkldnn_rnn_layer: _recurrent_flops,
     torch.ops.aten._cudnn_rnn: _recurrent_flops,
+    torch.ops.aten._scaled_dot_product_flash_attention_for_cpu: _attention_flops,
 }
 
 
