@@ -60,7 +60,7 @@ def count(model, *kinds):
     return sum(isinstance(part, kinds) for part in model.modules())
 
 
-# --- the genotypes ----------------------------------------------------------------------------
+# --- the genotypes ---
 
 
 @pytest.mark.parametrize(
@@ -107,7 +107,7 @@ def test_genotypes_refuse_what_is_no_cell():
         Genotype((*good[:2], ("skip_connect", 3), good[3]), good)
 
 
-# --- the operations ---------------------------------------------------------------------------
+# --- the operations ---
 
 
 @pytest.mark.parametrize("stride", [1, 2])
@@ -214,7 +214,7 @@ def test_drop_path_drops_whole_samples_and_keeps_the_mean():
         assert torch.equal(drop_path(images(5, 2), 0.0), images(5, 2))
 
 
-# --- cells and networks -----------------------------------------------------------------------
+# --- cells and networks ---
 
 
 @pytest.mark.parametrize("reduction", [False, True])

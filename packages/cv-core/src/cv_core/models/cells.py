@@ -199,7 +199,7 @@ class CellNetwork(nn.Module):
         self.num_classes = num_classes
         self.drop = drop
         self.stem = _Stem(stem, in_channels, channels)
-        self.cells = nn.ModuleList()
+        cells: list[Cell] = []
         before, halved = self.stem.out_channels, stem == "imagenet"
         for number in range(num_cells):
             reduction = number in reductions
@@ -211,25 +211,27 @@ class CellNetwork(nn.Module):
                 reduction=reduction,
                 after_reduction=halved,
             )
-            self.cells.append(cell)
+            cells.append(cell)
             before, halved = (before[1], cell.out_channels), reduction
+        self.cells = nn.ModuleList(cells)
+        self._edges = {
+            f"cells.{number}.edges.{k}": CellEdge(number, operation, source, 2 + k // 2, stride)
+            for number, cell in enumerate(cells)
+            for k, (operation, source, stride) in enumerate(
+                zip(cell.operations, cell.sources, cell.strides, strict=True)
+            )
+        }
         self._auxiliary_after = 2 * num_cells // 3
         self.auxiliary = None
         if auxiliary:
-            width = self.cells[self._auxiliary_after].out_channels
+            width = cells[self._auxiliary_after].out_channels
             self.auxiliary = AuxiliaryHead(width, num_classes)
         self.pool = nn.AdaptiveAvgPool2d(1)
         self.fc = nn.Linear(before[1], num_classes)
 
     def edges(self) -> dict[str, CellEdge]:
         """Return all edges by the name of their place, ``cells.<i>.edges.<k>``, in order."""
-        return {
-            f"cells.{number}.edges.{k}": CellEdge(number, operation, source, 2 + k // 2, stride)
-            for number, cell in enumerate(self.cells)
-            for k, (operation, source, stride) in enumerate(
-                zip(cell.operations, cell.sources, cell.strides, strict=True)
-            )
-        }
+        return dict(self._edges)
 
     def forward(self, x: Float[Tensor, "b c h w"]) -> Float[Tensor, "b k"]:
         """Map images to logits.
