@@ -74,3 +74,13 @@ def test_what_cannot_be_folded_is_refused():
         scale_into_batchnorm(nn.BatchNorm2d(3), torch.ones(2))
     with pytest.raises(TypeError, match="floating-point"):
         scale_into_batchnorm(nn.BatchNorm2d(3), torch.ones(3, dtype=torch.long))
+
+
+def test_folded_bias_is_trained_where_the_convolution_had_none():
+    folded = fold_batchnorm(nn.Conv2d(2, 3, 1, bias=False), nn.BatchNorm2d(3))
+    assert folded.weight.requires_grad
+    assert folded.bias.requires_grad
+    frozen = [nn.Conv2d(2, 3, 1, bias=False), nn.BatchNorm2d(3)]
+    for part in frozen:
+        part.requires_grad_(False)
+    assert not fold_batchnorm(*frozen).bias.requires_grad

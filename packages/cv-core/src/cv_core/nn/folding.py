@@ -51,7 +51,9 @@ def fold_batchnorm(conv: _Convolution, bn: _BatchNorm) -> _Convolution:
     weight, bias = fuse_conv_bn_weights(
         conv.weight, conv.bias, bn.running_mean, bn.running_var, bn.eps, bn.weight, bn.bias
     )
-    folded.weight, folded.bias = weight, bias
+    # torch's new bias would not be trained where the convolution had none
+    trained = any(each.requires_grad for part in (conv, bn) for each in part.parameters())
+    folded.weight, folded.bias = weight, bias.requires_grad_(trained)
     return folded
 
 
