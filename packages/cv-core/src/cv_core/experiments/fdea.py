@@ -90,7 +90,7 @@ def _classes(trial: Trial) -> list[int]:
     for wanted in (DIGITS, SHIRTS):
         if set(wanted) <= set(names):
             return [names.index(name) for name in wanted]
-    trial.skip(f"{trial.source} has neither the digits 4, 7, 9 nor shirt, coat and pullover")
+    return trial.skip(f"{trial.source} has neither the digits 4, 7, 9 nor shirt, coat and pullover")
 
 
 def _relabel(y: Tensor, classes: list[int]) -> Tensor:
