@@ -3,7 +3,7 @@ import pytest
 from cv_core.numerics.affinity import graph_laplacian, knn_affinity
 from cv_core.numerics.dependence import cka, hsic
 from cv_factorization._shared.multiplicative import dependence_parts, update_atoms_, update_codes_
-from cv_factorization.baselines.nmf import GNMF, MCNMF
+from cv_factorization.baselines.nmf import MCNMF
 from cv_factorization.methods.anmmf import ANMMF
 from scipy.optimize import check_grad
 from scipy.stats import ortho_group
@@ -108,7 +108,8 @@ def test_without_a_link_the_views_are_separate_factorisations():
     X, U, V = problem(3)
     joint = ANMMF(3, lam_hsic=0.0, lam_graph=1.0, init=(U, V), tol=0, max_iter=15).fit(X)
     for i in range(3):
-        alone = GNMF(3, init=(U[i : i + 1], V[i : i + 1]), tol=0, max_iter=15).fit(X)
+        start = (U[i : i + 1], V[i : i + 1])
+        alone = ANMMF(3, n_views=1, lam_hsic=0.0, init=start, tol=0, max_iter=15).fit(X)
         np.testing.assert_array_equal(joint.embeddings_[i], alone.embeddings_[0])
 
 
@@ -292,6 +293,6 @@ def test_bad_input_is_refused(options, data, message):
 def test_transform_needs_a_fit_and_the_same_columns():
     with pytest.raises(NotFittedError):
         ANMMF(2).transform(X)
-    model = GNMF(2, max_iter=2, tol=0, random_state=0).fit(X)
-    with pytest.raises(ValueError, match="GNMF is expecting 4 features"):
+    model = MCNMF(2, max_iter=2, tol=0, random_state=0).fit(X)
+    with pytest.raises(ValueError, match="MCNMF is expecting 4 features"):
         model.transform(X[:, :3])

@@ -62,9 +62,10 @@ class ANMMF(ClassNamePrefixFeaturesOutMixin, TransformerMixin, BaseEstimator):
         V_i \leftarrow V_i \odot \left(\frac{X U_i^\top + \lambda_1 K^- V_i + \lambda_2 W V_i}
         {V_i U_i U_i^\top + \lambda_1 K^+ V_i + \lambda_2 D V_i}\right)^{p}
 
-    With one view it is GNMF, without the graph MCNMF, without both NMF:
-    ``cv_factorization.baselines.nmf``. K is n x n but is only ever held in blocks: a sweep takes
-    O(views (n d m + n^2 m)) operations and O(n) memory beside X and the factors.
+    With one view it is GNMF, without the graph MCNMF, without both NMF: see
+    ``cv_factorization.nonnegative.nmf`` and ``cv_factorization.baselines.nmf``. K is n x n but is
+    only ever held in blocks: a sweep takes O(views (n d m + n^2 m)) operations and O(n) memory
+    beside X and the factors.
 
     Args:
         n_components: Components m of each view; the paper's protocol takes the number of classes.
@@ -349,7 +350,8 @@ class ANMMF(ClassNamePrefixFeaturesOutMixin, TransformerMixin, BaseEstimator):
 
 
 def _examples() -> Sequence[Example]:
-    from cv_factorization.baselines.nmf import GNMF, MCNMF
+    from cv_factorization.baselines.nmf import MCNMF
+    from cv_factorization.nonnegative.nmf import GNMF
 
     def inputs(generator: torch.Generator) -> tuple[np.ndarray]:
         import torch
@@ -378,7 +380,7 @@ CARD = Card(
     kind="estimator",
     objects=(
         "cv_factorization.methods.anmmf.ANMMF",
-        "cv_factorization.baselines.nmf.GNMF",
+        "cv_factorization.nonnegative.nmf.GNMF",
         "cv_factorization.baselines.nmf.MCNMF",
     ),
     examples=_examples,
