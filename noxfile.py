@@ -18,6 +18,8 @@ PACKAGES = sorted(path.parent.name for path in ROOT.glob("packages/*/pyproject.t
 PYTHONS = ["3.11", "3.12", "3.13", "3.14"]
 BACKENDS = ["default", "cpu", "cu126", "cu130", "auto"]
 CONSTRAINTS = ROOT / "tools" / "constraints.txt"
+# Peers that ask for versions nothing else can live with, and work without them.
+ALONE = ["torchattacks>=3.5.1"]
 
 nox.needs_version = ">=2025.2"
 nox.options.default_venv_backend = "uv"
@@ -107,6 +109,7 @@ def smoke(session: nox.Session) -> None:
 def peers(session: nox.Session) -> None:
     """Equality with the libraries that offer the same thing."""
     install(session, *group("test"), *group("peers"), *editable(*PACKAGES))
+    install(session, "--no-deps", *ALONE)
     files = sorted(str(path) for path in ROOT.glob("packages/*/tests/**/test_peers_*.py"))
     pytest(session, *files)
 
@@ -187,6 +190,7 @@ def isolated(session: nox.Session, package: str) -> None:
 def bench(session: nox.Session) -> None:
     """Race ours against the peers; ``nox -s bench -- cv-core`` for one package's races."""
     install(session, *group("test"), *group("peers"), *editable(*PACKAGES))
+    install(session, "--no-deps", *ALONE)
     for package in session.posargs or PACKAGES:
         for script in sorted(ROOT.glob(f"packages/{package}/benchmarks/bench_*.py")):
             session.run("python", str(script), env={"OMP_NUM_THREADS": "2"})

@@ -14,16 +14,16 @@ from __future__ import annotations
 
 import math
 import tempfile
-import time
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 import torch
 from cv_core.checks import check_integer
-from cv_core.metrics.cost import PeakMemory, count_macs, count_parameters
+from cv_core.metrics.cost import PeakMemory, count_macs, count_parameters, latency
 from torch import Tensor, nn
 from torch.utils._pytree import tree_leaves
 
@@ -141,7 +141,7 @@ def measure(
                 model(*inputs)
             except Exception as error:
                 raise ValueError(f"measure: the model fails on example_inputs: {error}") from error
-        times = _times(model, inputs, device, repeats)
+        times = latency(partial(model, *inputs), warmup=_WARM_UP, repeats=repeats).times_ms
         macs = count_macs(model, *inputs)
     low, median, high = median_interval(times)
     masks = masks_of(model)
@@ -234,19 +234,6 @@ def _as_deployed(model: nn.Module, device: torch.device, threads: int) -> Iterat
             torch.set_num_threads(before)
             for part, flag in flags:
                 part.training = flag
-
-
-def _times(
-    model: nn.Module, inputs: tuple[Any, ...], device: torch.device, repeats: int
-) -> list[float]:
-    times = []
-    for _ in range(_WARM_UP + repeats):
-        start = time.perf_counter()
-        model(*inputs)
-        if device.type == "cuda":
-            torch.cuda.synchronize(device)
-        times.append(1000.0 * (time.perf_counter() - start))
-    return times[_WARM_UP:]
 
 
 def _nonzero(model: nn.Module, masks: dict[str, Tensor]) -> int:

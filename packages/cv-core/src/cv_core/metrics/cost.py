@@ -151,10 +151,12 @@ class Latency:
     Args:
         median_ms: Median over the repeats, in milliseconds.
         iqr_ms: Distance between the quartiles, in milliseconds.
+        times_ms: The times themselves, in the order measured.
     """
 
     median_ms: float
     iqr_ms: float
+    times_ms: tuple[float, ...] = ()
 
 
 def latency(
@@ -169,7 +171,7 @@ def latency(
         threads: Number of torch's threads during the measurement; unchanged by default.
 
     Returns:
-        Median and interquartile range.
+        Median, interquartile range and the times.
     """
     check_integer("latency", "warmup", warmup, low=0)
     check_integer("latency", "repeats", repeats, low=2)
@@ -184,7 +186,7 @@ def latency(
     finally:
         torch.set_num_threads(before)
     low, median, high = statistics.quantiles(times, n=4, method="inclusive")
-    return Latency(median, high - low)
+    return Latency(median, high - low, tuple(times))
 
 
 def _time_ms(fn: Callable[[], object]) -> float:
