@@ -164,7 +164,7 @@ X = np.random.default_rng(0).standard_normal((12, 4))
     ("options", "data", "error", "message"),
     [
         ({}, X * np.nan, ValueError, "Input X contains NaN"),
-        ({}, torch.tensor(X) / 0, ValueError, "Input X contains NaN"),
+        ({}, torch.tensor(X) / 0, ValueError, "Input X contains infinity"),
         ({}, X[0], ValueError, "Expected 2D array"),
         ({"n_components": 0}, X, ValueError, "n_components must be at least 1"),
         ({"n_nonzero": 6}, X, ValueError, "n_nonzero must not exceed the number of atoms, 5"),

@@ -35,7 +35,6 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable
-from functools import lru_cache
 from itertools import accumulate
 from typing import Any
 
@@ -50,7 +49,6 @@ from torch import Tensor, nn
 _LOW, _HIGH = -8.0, 32.0  # where the series keeps at least ten digits in float64
 
 
-@lru_cache(maxsize=64)
 def _coefficients(T: float) -> tuple[float, ...]:
     r"""Return :math:`C_j = \sum_{k > j} T^k / (k\,k!)`, the last one first.
 
