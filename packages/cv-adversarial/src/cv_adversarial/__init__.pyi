@@ -21,6 +21,11 @@ from .attacks.transfer import SIFGSM as SIFGSM
 from .attacks.transfer import TIFGSM as TIFGSM
 from .attacks.transfer import TransferAttack as TransferAttack
 from .attacks.transfer import transfer_attack as transfer_attack
+from .evaluation import TargetedAPGD as TargetedAPGD
+from .evaluation import evaluate_robustness as evaluate_robustness
+from .evaluation import standard_attacks as standard_attacks
+from .evaluation_report import RobustnessReport as RobustnessReport
+from .evaluation_report import Threat as Threat
 
 __version__: str
 

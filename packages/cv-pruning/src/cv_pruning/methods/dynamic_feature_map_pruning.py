@@ -45,7 +45,7 @@ import math
 from collections.abc import Callable, Sequence
 from contextlib import ExitStack
 from dataclasses import dataclass, field
-from typing import Any, Self
+from typing import Any
 
 import torch
 from cv_core.checks import check_floating, check_integer, check_range, check_shape
@@ -330,7 +330,7 @@ class DynamicFeatureMapPruner:
         mode = "image" if self.recalibrate_every == 1 else "video"
         return TrafficReport(dict(self._state.traffic), mode, self._state.frame + 1)
 
-    def __enter__(self) -> Self:
+    def __enter__(self) -> DynamicFeatureMapPruner:
         if self._stack is not None:
             raise RuntimeError("DynamicFeatureMapPruner: the block is open already.")
         self._reads = Reads()
