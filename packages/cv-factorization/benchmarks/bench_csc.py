@@ -75,7 +75,8 @@ def main() -> None:
             f"128 x 128, 32 filters of 8 x 8, {ITERATIONS} iterations",
             ours=ours,
             peers={"SPORCO": Peer(theirs, version, bar=2.0, note=note)},
-        )
+        ),
+        __file__,
     )
 
 

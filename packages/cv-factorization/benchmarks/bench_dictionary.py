@@ -80,7 +80,8 @@ def main() -> None:
             ours=partial(ours, X, 128),
             peers=peers,
             repeats=7,
-        )
+        ),
+        __file__,
     )
 
 

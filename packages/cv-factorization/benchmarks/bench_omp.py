@@ -42,7 +42,8 @@ def main() -> None:
             "5000 x 64, 128 atoms, 5 nonzeros",
             ours=ours,
             peers={"scikit-learn": peer},
-        )
+        ),
+        __file__,
     )
 
 
