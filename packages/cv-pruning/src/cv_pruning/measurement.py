@@ -23,6 +23,7 @@ from typing import Any
 
 import torch
 from cv_core.checks import check_integer
+from cv_core.engine.evaluation import modes_kept
 from cv_core.metrics.cost import PeakMemory, count_macs, count_parameters, latency
 from torch import Tensor, nn
 from torch.utils._pytree import tree_leaves
@@ -222,18 +223,15 @@ def _check_conditions(
 
 @contextmanager
 def _as_deployed(model: nn.Module, device: torch.device, threads: int) -> Iterator[None]:
-    flags = [(part, part.training) for part in model.modules()]
     before = torch.get_num_threads()
     devices = [device] if device.type == "cuda" else []
-    with torch.random.fork_rng(devices=devices), torch.no_grad():
+    with modes_kept(model), torch.random.fork_rng(devices=devices), torch.no_grad():
         model.eval()
         torch.set_num_threads(threads)
         try:
             yield
         finally:
             torch.set_num_threads(before)
-            for part, flag in flags:
-                part.training = flag
 
 
 def _nonzero(model: nn.Module, masks: dict[str, Tensor]) -> int:

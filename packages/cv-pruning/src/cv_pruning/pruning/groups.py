@@ -15,10 +15,12 @@ from typing import Any, TypeGuard
 
 import numpy as np
 import torch
+from cv_core.engine.evaluation import modes_kept
 from cv_core.optional import require
 from numpy.typing import NDArray
 from torch import Tensor, nn
 from torch.nn.modules.conv import _ConvNd
+from torch.utils._pytree import tree_leaves
 
 from cv_pruning.pruning.narrowing import Side, blocks, widths
 
@@ -136,14 +138,7 @@ def _library(part: str = "") -> Any:
 
 def tensors_in(value: Any) -> Iterator[Tensor]:
     """Yield the tensors in nested tuples, lists and dictionaries, in order."""
-    if isinstance(value, Tensor):
-        yield value
-    elif isinstance(value, dict):
-        for item in value.values():
-            yield from tensors_in(item)
-    elif isinstance(value, (tuple, list)):
-        for item in value:
-            yield from tensors_in(item)
+    return (leaf for leaf in tree_leaves(value) if isinstance(leaf, Tensor))
 
 
 def _marked_outputs(outputs: Any) -> list[Tensor]:
@@ -155,20 +150,17 @@ def _marked_outputs(outputs: Any) -> list[Tensor]:
 
 @contextmanager
 def _traceable(model: nn.Module) -> Iterator[None]:
-    flags = [(module, module.training) for module in model.modules()]
     frozen = [p for p in model.parameters() if not p.requires_grad and p.is_floating_point()]
     hooks = [(module, set(module._forward_hooks)) for module in model.modules()]
     devices = list({p.device for p in model.parameters() if p.device.type == "cuda"})
     try:
         for parameter in frozen:
             parameter.requires_grad_(True)  # noqa: FBT003  # torch's own signature
-        with torch.random.fork_rng(devices=devices), torch.enable_grad():
+        with modes_kept(model), torch.random.fork_rng(devices=devices), torch.enable_grad():
             yield
     finally:
         for parameter in frozen:
             parameter.requires_grad_(False)  # noqa: FBT003
-        for module, flag in flags:
-            module.training = flag
         for module, before in hooks:
             for key in set(module._forward_hooks) - before:
                 del module._forward_hooks[key]
