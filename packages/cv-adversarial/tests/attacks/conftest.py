@@ -1,20 +1,11 @@
 """Two small networks that read scikit-learn's digits, trained once."""
 
-from collections.abc import Iterator
-
 import pytest
 import torch
 from cv_core.models.small import MLP, SmallCNN
 from cv_core.random import seeded, torch_generator
 from sklearn.datasets import load_digits
 from torch.nn.functional import cross_entropy
-
-
-@pytest.fixture(autouse=True)
-def _fixed_draws(request: pytest.FixtureRequest) -> Iterator[None]:
-    """Give each test draws of its own that are the same in every run and in every order."""
-    with seeded(0, request.node.nodeid):
-        yield
 
 
 @pytest.fixture(scope="session")
