@@ -130,6 +130,25 @@ def test_curves_of_different_length_and_with_gaps(make_results):
     assert "var(--arm-paper)" in svg
 
 
+def test_a_long_curve_name_is_broken_beside_its_figure(make_results):
+    results = make_results()
+    name = "agreement of the marked maps with those of the first frame"
+    renamed = [
+        trial.model_copy(update={"curves": {name: trial.curves.get("train loss", [])}})
+        for trial in results.trials
+    ]
+    svg = figures.curves(results.model_copy(update={"trials": renamed}), name)
+    lines = [line for line in re.findall(r">([^<>]+)</t(?:ext|span)>", svg) if line in name]
+    assert " ".join(lines) == name
+    assert len(lines) > 1
+
+
+def test_long_names_get_fewer_legend_columns():
+    assert figures._legend_columns(["CE", "ICCE"], 11.2) == 6
+    assert figures._legend_columns(["CE", "a name of forty letters, more or less, in"], 11.2) == 2
+    assert figures._legend_columns(["x" * 300], 11.2) == 1
+
+
 def test_common_steps_end_where_the_shortest_curve_ends():
     found = [[(0.0, 0.0), (1.0, 1.0), (2.0, 2.0)], [(0.0, 1.0), (1.5, 4.0)]]
     steps, values = figures._on_common_steps(found)

@@ -7,7 +7,8 @@ print. The same results give the same bytes.
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
+from textwrap import wrap
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -215,14 +216,20 @@ def curves(results: Results, name: str) -> str:
             axes.grid(axis="both")
             axes.margins(x=0.01)
         figure.legend(
-            handles.values(), handles.keys(), loc="outside upper left", ncols=6, frameon=False
-        )
-        figure.supylabel(name, fontsize=10)
+            handles.values(), handles.keys(), loc="outside upper left", frameon=False,
+            ncols=_legend_columns(handles, size[0]),
+        )  # fmt: skip
+        figure.supylabel("\n".join(wrap(name, 14 * lines + 14)), fontsize=10)
 
-    columns = min(len(cases), _COLUMNS)
-    size = (WIDTH if columns > 1 else 0.62 * WIDTH, 2.5 * math.ceil(len(cases) / _COLUMNS) + 0.5)
+    lines = math.ceil(len(cases) / _COLUMNS)
+    size = (WIDTH if len(cases) > 1 else 0.62 * WIDTH, 2.5 * lines + 0.5)
     label = f"{name}: mean over the seeds of each arm, the band holds every seed"
     return to_svg(draw, name=f"curve-{name}", size=size, label=label)
+
+
+def _legend_columns(names: Iterable[str], width: float) -> int:
+    """Return how many names fit beside each other: some 0.08 inches a letter, 0.6 for the line."""
+    return max(1, min(6, int(width / (0.08 * max(map(len, names)) + 0.6))))
 
 
 def _curve(
