@@ -1,7 +1,7 @@
 r"""MAI-FGPLM: transferable attacks that move most pixels by less than a sign step would.
 
-*Learning Indistinguishable and Transferable Adversarial Examples*, W. Zhang, J. Zou, Y. Duan,
-Y. Zhou and Z. Pan, PRCV 2021, LNCS 13022, pp. 152-164.
+*Learning Indistinguishable and Transferable Adversarial Examples*, Zhang, Zou, Duan, Zhou and Pan,
+PRCV 2021, LNCS 13022, pp. 152-164.
 
 With the gradient :math:`g_t` at the mixed image
 :math:`\tau\, V * z + (1 - \tau)\, z`, where :math:`z` is :math:`x_t` or lies ahead of it,
@@ -347,7 +347,7 @@ CARD = Card(
     title="MAI-FGPLM: transferable attacks with a smaller mean change",
     reference=Reference(
         title="Learning Indistinguishable and Transferable Adversarial Examples",
-        authors="W. Zhang, J. Zou, Y. Duan, Y. Zhou, Z. Pan",
+        authors="Zhang, Zou, Duan, Zhou, Pan",
         venue="PRCV, LNCS 13022",
         year=2021,
         pages="152-164",
