@@ -1,0 +1,1 @@
+"""Losses of logits and labels for training under noisy labels."""
