@@ -401,8 +401,10 @@ EXPERIMENT = Experiment(
     selection=(
         "lam, K and m are the paper's for MNIST, Fast-AT's step is its authors', rate and batch "
         "are those of the code that the paper took its network from; nothing is searched for. "
-        "The default budget's radius and its growth were set by looking at FGSM-AT and PGD-AT "
-        "alone, seed 0, so that the first collapses and the second learns."
+        "The default budget's radius and its growth come from trial runs with seed 0, looked at on "
+        "200 to 300 of the 10,000 test images: at 0.3, 400 steps brought neither FGSM-AT nor "
+        "FGSMPR any robustness; at 0.2, PGD-AT learnt and FGSM-AT collapsed. FGSMPR was not tried "
+        "at 0.2."
     ),
     notes=(
         (
