@@ -109,7 +109,7 @@ class ANMMF(ClassNamePrefixFeaturesOutMixin, TransformerMixin, BaseEstimator):
         The paper clusters with all views at once:
 
         >>> import numpy as np
-        >>> from cv_core.numerics.clustering import RobustMultiViewKMeans
+        >>> from cv_factorization.multiview import RobustMultiViewKMeans
         >>> X = np.random.default_rng(0).random((30, 12))
         >>> model = ANMMF(4, lam_hsic=10.0, random_state=0).fit(X)
         >>> model.embeddings_.shape
