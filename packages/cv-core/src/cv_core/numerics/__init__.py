@@ -1,1 +1,1 @@
-"""Numerical building blocks: proximal operators, descent, graphs, dependence, clustering."""
+"""Numerical building blocks: proximal operators, descent, affinity graphs, dependence."""
