@@ -1,0 +1,1 @@
+"""Parts that several modules of this package use; nothing here is promised to users."""
