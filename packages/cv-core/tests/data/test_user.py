@@ -82,6 +82,26 @@ def test_folder_without_classes(tmp_path):
         sources.load(f"folder:{tmp_path}")
 
 
+def test_folder_of_pictures_without_classes(folder):
+    name = f"folder:{folder / 'red'}"
+    save_picture(folder / "red" / "large.png", (255, 0, 0), size=(20, 30))
+    (folder / "red" / "notes.txt").write_text("no picture")
+    data = sources.load(name)
+    assert sources.kind_of(name) == type(data).__name__ == "ImageSet"
+    assert data.names == (*map(str, range(10)), "large")
+    assert data.images[3].shape == (3, 5, 6)
+    assert data.images[10].shape == (3, 30, 20)
+    assert float(data.images[3].amax() * 255) == pytest.approx(103)
+    with pytest.raises(ValueError, match="size is for pictures in one sub-folder per class"):
+        sources.load(f"{name}?size=8")
+
+
+def test_folder_without_pictures(tmp_path):
+    (tmp_path / "notes.txt").write_text("no picture")
+    with pytest.raises(CorruptData, match="expected pictures, or one sub-folder"):
+        sources.load(f"folder:{tmp_path}")
+
+
 def test_changed_files_are_read_again_and_have_another_fingerprint(folder):
     name = f"folder:{folder}"
     before, data = sources.checksum(name), sources.load(name)

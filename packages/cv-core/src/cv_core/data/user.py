@@ -2,7 +2,8 @@
 
 - ``folder:PATH``: one sub-folder of pictures per class; split 80 / 20, stratified, by seed 0,
   unless the folder holds ``train`` and ``test`` (or ``val``) with the classes below them. All
-  pictures must have one size, or ``folder:PATH?size=64`` resizes them.
+  pictures must have one size, or ``folder:PATH?size=64`` resizes them. A folder without
+  sub-folders is a set of pictures without classes, each as it is.
 - ``npz:PATH``: arrays; see ``cv_core.data.readers.arrays``.
 - ``coco:JSON``: boxes in COCO's format; the pictures lie beside the file, or in the folder that
   ``coco:JSON?images=FOLDER`` names.
@@ -32,7 +33,7 @@ OPTIONS: Mapping[str, tuple[str, ...]] = MappingProxyType(
 """The options that each scheme takes after a question mark."""
 
 _IS_FOLDER = {"folder": True, "npz": False, "coco": False, "voc": True}
-_KINDS = {"folder": "ImageClassification", "coco": "Detection", "voc": "Detection"}
+_KINDS = {"coco": "Detection", "voc": "Detection"}
 
 
 @dataclass(frozen=True, slots=True)
@@ -101,9 +102,14 @@ def kind_of(name: str) -> str:
         ValueError: If the name or the content is wrong.
         MissingData: If there is no such folder or file.
     """
-    scheme = parse(name).scheme
-    if scheme in _KINDS:
-        return _KINDS[scheme]
+    source = parse(name)
+    if source.scheme in _KINDS:
+        return _KINDS[source.scheme]
+    if source.scheme == "folder":
+        from cv_core.data.readers.folders import holds_classes
+
+        resolve(name)
+        return "ImageClassification" if holds_classes(source.path) else "ImageSet"
     from cv_core.data.sources import load as cached
 
     return type(cached(name)).__name__
@@ -120,9 +126,14 @@ def load(name: str) -> Any:
     resolve(name)
     source = parse(name)
     if source.scheme == "folder":
-        from cv_core.data.readers.folders import read_folder
+        from cv_core.data.readers import folders
 
-        return read_folder(source.path, source.origin, size=_size(source))
+        size = _size(source)
+        if folders.holds_classes(source.path):
+            return folders.read_folder(source.path, source.origin, size=size)
+        if size is not None:
+            raise ValueError(f"data: {name}: size is for pictures in one sub-folder per class.")
+        return folders.read_pictures(source.path, source.origin)
     if source.scheme == "npz":
         from cv_core.data.readers.arrays import read_npz
 

@@ -1,4 +1,4 @@
-"""Reader of the user's own pictures in one folder per class."""
+"""Readers of the user's own pictures: in one folder per class, or in one folder."""
 
 from __future__ import annotations
 
@@ -9,9 +9,9 @@ import torch
 from torch import Tensor
 from torch.nn.functional import interpolate
 
-from cv_core.data.kinds import ImageClassification
+from cv_core.data.kinds import ImageClassification, ImageSet
 from cv_core.data.origin import Origin
-from cv_core.data.readers.pictures import decode_image
+from cv_core.data.readers.pictures import Decoded, decode_image
 from cv_core.data.root import CorruptData
 from cv_core.data.splits import stratified_split
 
@@ -53,6 +53,29 @@ def read_folder(path: Path, origin: Origin, *, size: int | None = None) -> Image
     train_x, test_x = _stacked([path for part in parts_found for path, _ in part], pictures)
     train_y, test_y = (torch.tensor([label for _, label in part]) for part in parts_found)
     return ImageClassification(train_x, train_y, test_x, test_y, names, origin)
+
+
+def holds_classes(path: Path) -> bool:
+    """Whether a folder has sub-folders, hidden ones aside: then these are its classes."""
+    return any(item.is_dir() and not item.name.startswith(".") for item in path.iterdir())
+
+
+def read_pictures(path: Path, origin: Origin) -> ImageSet:
+    """Read the pictures that lie in one folder, by name; they are decoded when asked for.
+
+    Args:
+        path: The folder.
+        origin: Where the data come from.
+
+    Raises:
+        CorruptData: If the folder holds no picture; a damaged one is named when it is asked for.
+    """
+    files = sorted(file for file in path.iterdir() if _is_picture(file))
+    if not files:
+        raise CorruptData(
+            f"{path}: expected pictures, or one sub-folder of pictures per class; got none."
+        )
+    return ImageSet(Decoded(files, decode_image), tuple(file.stem for file in files), origin)
 
 
 def _given_parts(path: Path) -> tuple[Path, Path] | None:
