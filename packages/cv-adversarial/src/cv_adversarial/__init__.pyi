@@ -26,11 +26,56 @@ from .evaluation import evaluate_robustness as evaluate_robustness
 from .evaluation import standard_attacks as standard_attacks
 from .evaluation_report import RobustnessReport as RobustnessReport
 from .evaluation_report import Threat as Threat
+from .losses.correction import ForwardCorrectionLoss as ForwardCorrectionLoss
+from .losses.correction import forward_correction_loss as forward_correction_loss
+from .losses.symmetric import SCELoss as SCELoss
+from .losses.symmetric import sce_loss as sce_loss
+from .training.base import TrainingLoss as TrainingLoss
+from .training.multi_step import MARTLoss as MARTLoss
+from .training.multi_step import PGDATLoss as PGDATLoss
+from .training.multi_step import TRADESLoss as TRADESLoss
+from .training.pairing import ALPLoss as ALPLoss
+from .training.single_step import FastATLoss as FastATLoss
+from .training.single_step import FGSMATLoss as FGSMATLoss
+from .training.single_step import FreeATLoss as FreeATLoss
 
 __version__: str
 
 # The methods' public names, written from the cards by tools/index.py:
+from .attacks.ensemble import LogitEnsemble as LogitEnsemble
+from .baselines.cfr import CFR as CFR
+from .baselines.meta_learners import SLearner as SLearner
+from .baselines.meta_learners import TLearner as TLearner
+from .baselines.tarnet import TARNet as TARNet
+from .causal.metrics import ate_error as ate_error
+from .causal.metrics import policy_risk as policy_risk
+from .causal.metrics import sqrt_pehe as sqrt_pehe
+from .causal.network import factual_loss as factual_loss
+from .methods.aglnet import AGLNet as AGLNet
+from .methods.aglnet import ChannelNonLocalBlock as ChannelNonLocalBlock
+from .methods.aglnet import SpatioTemporalAttention as SpatioTemporalAttention
+from .methods.aglnet import TemporalAttention as TemporalAttention
+from .methods.aglnet import efficientnet_b4_taps as efficientnet_b4_taps
+from .methods.cetransformer import CETransformer as CETransformer
+from .methods.cetransformer import CovariateTransformer as CovariateTransformer
+from .methods.cetransformer import FeatureTokenizer as FeatureTokenizer
+from .methods.cetransformer import TreatmentEffectRegressor as TreatmentEffectRegressor
+from .methods.cetransformer import wasserstein_critic_loss as wasserstein_critic_loss
+from .methods.fgsmpr import FGSMPRLoss as FGSMPRLoss
+from .methods.fgsmpr import logit_gap as logit_gap
 from .methods.icce import ICCELoss as ICCELoss
 from .methods.icce import gradient_weight as gradient_weight
 from .methods.icce import icce as icce
 from .methods.icce import icce_loss as icce_loss
+from .methods.mai_fgplm import AIFGTM as AIFGTM
+from .methods.mai_fgplm import AdamRatioAttack as AdamRatioAttack
+from .methods.mai_fgplm import MAIFGPLM as MAIFGPLM
+from .methods.mai_fgplm import average_perturbation_size as average_perturbation_size
+from .methods.mai_fgplm import mixed_input as mixed_input
+from .methods.mai_fgplm import piecewise_linear as piecewise_linear
+from .methods.objectness_regularization import ObjectnessRegularization as ObjectnessRegularization
+from .methods.objectness_regularization import VanishingPatchAttack as VanishingPatchAttack
+from .methods.objectness_regularization import foreground_objectness as foreground_objectness
+from .methods.objectness_regularization import patch_mask as patch_mask
+from .methods.objectness_regularization import vanishing_rate as vanishing_rate
+from .training.pairing import logit_distance as logit_distance

@@ -1,4 +1,7 @@
+from .baselines.views import CoRegularizedSpectralClustering as CoRegularizedSpectralClustering
+from .baselines.views import SharedSVD as SharedSVD
 from .multiview import CCA as CCA
+from .multiview import RobustMultiViewKMeans as RobustMultiViewKMeans
 from .nonnegative.nmf import NMF as NMF
 from .nonnegative.semi import ConvexNMF as ConvexNMF
 from .nonnegative.semi import SemiNMF as SemiNMF
@@ -18,6 +21,43 @@ from .tensors import tucker as tucker
 __version__: str
 
 # The methods' public names, written from the cards by tools/index.py:
+from .alignment import aligned_psnr as aligned_psnr
+from .alignment import kernel_similarity as kernel_similarity
 from .baselines.nmf import MCNMF as MCNMF
+from .blind_deconvolution import BlindDeconvolver as BlindDeconvolver
+from .cue_conflict import cue_conflict as cue_conflict
+from .deconvolution import extend_periodic as extend_periodic
+from .deconvolution import split_bregman_latent as split_bregman_latent
+from .deconvolution import tv_deconvolve as tv_deconvolve
+from .deep import IdentityEncoder as IdentityEncoder
+from .kernel_estimation import estimate_kernel as estimate_kernel
+from .kernel_estimation import estimate_kernel_on_support as estimate_kernel_on_support
+from .kernel_estimation import kernel_ssim as kernel_ssim
+from .kernel_estimation import project_kernel as project_kernel
 from .methods.anmmf import ANMMF as ANMMF
+from .methods.enhanced_mvmf import SharedDeepMF as SharedDeepMF
+from .methods.lista_msn import LISTAMSN as LISTAMSN
+from .methods.lista_msn import LISTAMSNCoder as LISTAMSNCoder
+from .methods.lista_msn import MixtureSparsityHead as MixtureSparsityHead
+from .methods.lista_msn import SparseMixture as SparseMixture
+from .methods.log_pbcd import LogPBCDClassifier as LogPBCDClassifier
+from .methods.saliency_partition_deblurring import deblur as deblur
+from .methods.saliency_partition_deblurring import partition_by_kernel as partition_by_kernel
+from .methods.saliency_partition_deblurring import region_kernels as region_kernels
+from .methods.saliency_partition_deblurring import restore_regions as restore_regions
+from .methods.shape_texture_bias import MultiViewBiasNet as MultiViewBiasNet
+from .methods.shape_texture_bias import contribution_weights as contribution_weights
+from .methods.shape_texture_bias import discrepancy as discrepancy
+from .methods.shape_texture_bias import linear_probe as linear_probe
+from .methods.shape_texture_bias import multiview_loss as multiview_loss
+from .methods.shape_texture_bias import weight_sweep as weight_sweep
 from .nonnegative.nmf import GNMF as GNMF
+from .sparse.unfolded import ALISTA as ALISTA
+from .sparse.unfolded import CoupledLISTA as CoupledLISTA
+from .sparse.unfolded import LISTA as LISTA
+from .split_network import printed_log_threshold as printed_log_threshold
+from .split_network import prox_relu_split as prox_relu_split
+from .view_codes import AdaINDecoder as AdaINDecoder
+from .view_codes import ShapeEncoder as ShapeEncoder
+from .view_codes import TextureEncoder as TextureEncoder
+from .view_codes import otsu_mask as otsu_mask
