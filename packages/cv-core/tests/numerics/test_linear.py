@@ -79,6 +79,17 @@ def test_psd_solve_regular_and_singular():
     assert torch.equal(solve_psd(torch.zeros(4, 4), torch.ones(4, 1)), torch.zeros(4, 1))
 
 
+@pytest.mark.parametrize("rank", [3, 5])
+def test_singular_matrices_are_told_from_regular_ones(rank):
+    """Rounding leaves Cholesky pivots that look regular; without a condition this fails."""
+    for seed in range(200):
+        X, C = randn(rank, 6, seed=seed), randn(6, 2, seed=1000 + seed)
+        if torch.linalg.cond(X) > 1e4:  # its square is singular to working precision
+            continue
+        found = solve_psd(X.T @ X, X.T @ X @ C)
+        torch.testing.assert_close(found, torch.linalg.pinv(X) @ X @ C, rtol=1e-5, atol=1e-5)
+
+
 @pytest.mark.parametrize("shape", [(30, 8), (8, 30), (9, 9)])
 def test_ridge_equals_scikit_learn_both_ways_round(shape):
     X, Y = randn(*shape), randn(shape[0], 4, seed=2)

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 from collections.abc import Callable
 from dataclasses import dataclass
 
@@ -122,15 +121,25 @@ def solve_psd(A: Float[Tensor, "n n"], B: Float[Tensor, "n k"]) -> Float[Tensor,
     size = check_shape("solve_psd", "A", A, "n n")["n"]
     check_shape("solve_psd", "B", B, "n k", n=size)
     check_finite("solve_psd", "A", A)
+    noise = 16.0 * size * torch.finfo(A.dtype).eps  # what rounding leaves of an eigenvalue 0
     factor, info = torch.linalg.cholesky_ex(A)
-    pivots = factor.diagonal()
-    floor = math.sqrt(size * torch.finfo(A.dtype).eps)
-    if int(info) == 0 and float(pivots.min()) > floor * float(pivots.max()):
+    if int(info) == 0 and _least_eigenvalue(factor) > noise * float(torch.linalg.matrix_norm(A)):
         return torch.cholesky_solve(B, factor)
     values, vectors = torch.linalg.eigh(A)
-    cut = size * torch.finfo(A.dtype).eps * values[-1].clamp(min=0.0)
+    cut = noise * values[-1].clamp(min=0.0)
     inverse = torch.where(values > cut, 1.0 / torch.where(values > cut, values, 1.0), 0.0)
     return vectors @ (inverse[:, None] * (vectors.mT @ B))
+
+
+def _least_eigenvalue(factor: Tensor) -> float:
+    """Estimate, from above, the least eigenvalue of a Cholesky-factored matrix.
+
+    Inverse iteration, which a tiny one dominates at once; the pivots may all be far larger.
+    """
+    x = torch.arange(1, len(factor) + 1, dtype=factor.dtype, device=factor.device).cos()[:, None]
+    for _ in range(3):
+        x = torch.cholesky_solve(x / torch.linalg.vector_norm(x), factor)
+    return float(torch.linalg.vector_norm(x).reciprocal())
 
 
 def ridge_solve(

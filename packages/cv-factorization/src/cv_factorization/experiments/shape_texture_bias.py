@@ -260,7 +260,7 @@ EXPERIMENT = Experiment(
         Case(TEXTURE, {"label": "texture"}),
         Case(BOTH, {"label": "both"}),
         Case(MNIST, {"label": "class"}, data="mnist", budgets=("default", "full")),
-        Case(FASHION, {"label": "class"}, data="fashion-mnist", budgets=("default", "full")),
+        Case(FASHION, {"label": "class"}, data="fashion-mnist-900", budgets=("default", "full")),
     ),
     metrics=(
         Metric("weight of shape", better="neither"),
