@@ -26,6 +26,7 @@ if TYPE_CHECKING:
 
 SIDE = 8  # pixels; the paper's images
 CHECKS = 5  # points of the training curve
+CLIP = 1.0  # greatest norm of a gradient
 
 # Of 0.0003, 0.001, 0.003, 0.01 the one with the least gap on scikit-learn's digits, seed 100.
 RATES = {
