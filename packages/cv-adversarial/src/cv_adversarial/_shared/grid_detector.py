@@ -87,7 +87,9 @@ def encode(boxes: Float[Tensor, "*m 4"], centres: Float[Tensor, "*m 2"]) -> Floa
     return torch.cat([(middle - centres) / STRIDE, (sides / _UNIT).log()], dim=-1)
 
 
-def decode(offsets: Float[Tensor, "*m 4"], centres: Float[Tensor, "*m 2"]) -> Float[Tensor, "*m 4"]:
+def decode(
+    offsets: Float[Tensor, "*#m 4"], centres: Float[Tensor, "*#m 2"]
+) -> Float[Tensor, "... 4"]:
     """Return the boxes xyxy of offsets from cells; sides are at most 20 cells."""
     middle = centres + STRIDE * offsets[..., :2]
     half = _UNIT * offsets[..., 2:].clamp(max=1.6).exp() / 2

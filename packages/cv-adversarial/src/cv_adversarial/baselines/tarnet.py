@@ -189,4 +189,4 @@ _JUDGED = "validation factual loss"
 def _scale(values: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
     """Return mean and standard deviation of each column; 1 for a constant one."""
     spread = values.std(axis=0)
-    return values.mean(axis=0), np.where(spread > 0, spread, 1.0)
+    return np.asarray(values.mean(axis=0)), np.where(spread > 0, spread, 1.0)

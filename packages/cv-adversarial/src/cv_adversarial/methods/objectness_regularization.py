@@ -149,7 +149,7 @@ def foreground_objectness(
 
 
 def patch_mask(
-    boxes: Sequence[Float[Tensor, "n 4"]],
+    boxes: Sequence[Float[Tensor, "_ 4"]],
     size: tuple[int, int],
     pixels: int,
     *,
@@ -302,12 +302,12 @@ class VanishingPatchAttack:
 
 
 def vanishing_rate(
-    clean_boxes: Sequence[Float[Tensor, "n 4"]],
-    adv_boxes: Sequence[Float[Tensor, "m 4"]],
+    clean_boxes: Sequence[Float[Tensor, "_ 4"]],
+    adv_boxes: Sequence[Float[Tensor, "_ 4"]],
     *,
     iou: float = 0.5,
-    clean_labels: Sequence[Int[Tensor, " n"]] | None = None,
-    adv_labels: Sequence[Int[Tensor, " m"]] | None = None,
+    clean_labels: Sequence[Int[Tensor, " _"]] | None = None,
+    adv_labels: Sequence[Int[Tensor, " _"]] | None = None,
 ) -> float:
     """Return the share of boxes found in clean images that no box of the attacked ones matches.
 

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
 from functools import reduce
 from typing import Any
 
@@ -56,7 +55,7 @@ def as_views(estimator: Any, X: Any, *, reset: bool, min_samples: int = 1) -> li
     return views
 
 
-def _checked(owner: str, X: Sequence[Any], min_samples: int) -> list[Tensor]:
+def _checked(owner: str, X: Any, min_samples: int) -> list[Tensor]:
     if len(X) == 0:
         raise ValueError(f"{owner}: X must hold at least one view; got none.")
     views: list[Tensor] = []
