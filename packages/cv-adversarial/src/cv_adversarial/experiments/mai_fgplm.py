@@ -193,9 +193,8 @@ def _prepared(source: str, seed: int, device: str, items: tuple[tuple[str, Any],
     candidates = order[: 4 * settings.attacked]
     x, y = enlarged(data.test_x[candidates]).to(device), data.test_y[candidates].to(device)
     with torch.no_grad():
-        right = torch.stack([model(x).argmax(1) == y for model in networks.values()]).sum(0)
-    chosen = right == right.amax()  # by all; fewer only after so little training as a smoke run's
-    x, y = x[chosen][: settings.attacked], y[chosen][: settings.attacked]
+        right = torch.stack([model(x).argmax(1) == y for model in networks.values()]).all(0)
+    x, y = x[right][: settings.attacked], y[right][: settings.attacked]
     bench = Bench(networks, x, y, settings.eps, paper_change={})
     made = {name: PAPER(networks[name], settings, 1.0)(x, y) for name in SOURCES}
     return replace(bench, paper_change={name: bench.change(adv) for name, adv in made.items()})
@@ -453,7 +452,7 @@ EXPERIMENT = Experiment(
     ),
     settings={
         "smoke": {
-            **_COMMON, "images": 600, "training_steps": 25, "attacked": 10, "width": 4,
+            **_COMMON, "images": 600, "training_steps": 60, "attacked": 10, "width": 4,
             "steps": 5,
         },
         "default": {**_COMMON, "images": 6000, "training_steps": 250, "attacked": 80},
