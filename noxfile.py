@@ -53,6 +53,8 @@ def editable(*packages: str) -> list[str]:
 def environment() -> dict[str, str]:
     """Return the variables of a test run: data beside the checkout is used where it lies there."""
     variables = {"OMP_NUM_THREADS": "1", "MPLBACKEND": "agg"}
+    # Hundreds of tests start an interpreter of their own: let byte code be kept, come what may.
+    variables["PYTHONDONTWRITEBYTECODE"] = ""
     data = ROOT.parent / "shared" / "data"
     if "CV_DATA" not in os.environ and data.is_dir():
         variables["CV_DATA"] = str(data)

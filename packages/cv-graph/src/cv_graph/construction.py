@@ -6,6 +6,7 @@ Of nodes equally near, the lower index comes first, so that the result is the sa
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from typing import Any, Literal
 
 import torch
@@ -16,7 +17,7 @@ from torch import Tensor
 from cv_graph.hypergraph import Hypergraph, check_pairs
 
 NeighborWeight = Literal["binary", "paper", "hgnn"]
-_ROWS = 2**24  # distances held at a time: 64 MiB in single precision
+_ENTRIES = 2**23  # numbers held at a time: 64 MiB in double precision
 
 
 def knn_hypergraph(
@@ -52,18 +53,19 @@ def knn_hypergraph(
     n = _check_features(owner, X)
     check_choice(owner, "weight", weight, ("binary", "paper", "hgnn"))
     check_integer(owner, "k", k, low=1, high=n)
-    members, squared, mean = _nearest(X, k)
+    distances = _Distances(X)
+    members, squared = _nearest(distances, k)
     centres = torch.arange(n, device=X.device).repeat_interleave(k)
     values = None
     if weight == "paper":
-        values = torch.exp(-2 * squared / _positive(mean.mean())).flatten()
+        values = torch.exp(-2 * squared / _positive(distances.means().mean()))
     elif weight == "hgnn":
-        values = torch.exp(-squared / _positive(mean).square()[:, None]).flatten()
+        values = torch.exp(-squared / _positive(distances.means()).square()[:, None])
     return Hypergraph(
         torch.stack([members.flatten(), centres]),
         num_nodes=n,
         num_hyperedges=n,
-        incidence_weight=values,
+        incidence_weight=None if values is None else values.flatten().to(X.dtype),
     )
 
 
@@ -88,14 +90,14 @@ def ball_hypergraph(X: Float[Tensor, "n d"], radius: float) -> Hypergraph:
     owner = "ball_hypergraph"
     n = _check_features(owner, X)
     check_range(owner, "radius", radius, low=0)
-    pairs = []
-    for first in range(0, n, _block(n)):
-        distance = _squared(X[first : first + _block(n)], X)
-        near = distance <= radius**2
-        own = torch.arange(len(near), device=X.device)
-        near[own, first + own] = True
-        centre, member = near.nonzero(as_tuple=True)
-        pairs.append(torch.stack([member, centre + first]))
+    distances, pairs = _Distances(X), []
+    for first, squared in distances.blocks():
+        centre, member = (squared <= radius**2 + distances.error).nonzero(as_tuple=True)
+        found, centre = squared[centre, member], centre + first
+        close = (found - radius**2).abs() <= distances.error  # too close to call from a product
+        found[close] = distances.exact(centre[close], member[close])
+        inside = (found <= radius**2) | (centre == member)
+        pairs.append(torch.stack([member[inside], centre[inside]]))
     return Hypergraph(torch.cat(pairs, dim=1), num_nodes=n, num_hyperedges=n)
 
 
@@ -250,42 +252,54 @@ def _check_features(owner: str, X: Tensor) -> int:
     return n
 
 
-def _block(n: int) -> int:
-    return max(1, _ROWS // n)
+class _Distances:
+    """Squared distances between rows: fast with a bound on the error, exact where it matters."""
+
+    def __init__(self, X: Tensor) -> None:
+        X = X.double()
+        self.X = X - X.mean(dim=0)
+        self.norms = self.X.square().sum(dim=1)
+        self.error = 1e-12 * X.shape[1] ** 0.5 * float(self.norms.max())
+
+    def blocks(self) -> Iterator[tuple[int, Tensor]]:
+        """Yield first rows and fast squared distances, a bounded number of rows at a time."""
+        n = len(self.X)
+        size = max(1, _ENTRIES // n)
+        for first in range(0, n, size):
+            rows = slice(first, first + size)
+            squared = torch.addmm(self.norms, self.X[rows], self.X.T, alpha=-2)
+            yield first, squared.add_(self.norms[rows, None]).clamp_(min=0)
+
+    def means(self) -> Tensor:
+        """Return every row's mean distance from all rows, itself included."""
+        return torch.cat([squared.sqrt_().mean(dim=1) for _, squared in self.blocks()])
+
+    def exact(self, row: Tensor, column: Tensor) -> Tensor:
+        """Return the squared distances of single pairs, from their differences."""
+        size = max(1, _ENTRIES // self.X.shape[1])
+        pairs = zip(row.split(size), column.split(size), strict=True)
+        found = [(self.X[i] - self.X[j]).square().sum(dim=1) for i, j in pairs]
+        return torch.cat(found) if found else self.norms[:0]
 
 
-def _squared(A: Tensor, B: Tensor) -> Tensor:
-    return torch.cdist(A, B, compute_mode="donot_use_mm_for_euclid_dist").square()
-
-
-def _nearest(X: Tensor, k: int) -> tuple[Tensor, Tensor, Tensor]:
-    """Return members (n, k) with the centre first, squared distances, and mean distances (n,)."""
-    n = len(X)
+def _nearest(distances: _Distances, k: int) -> tuple[Tensor, Tensor]:
+    """Return members (n, k) with the centre first, and their squared distances."""
     found = []
-    for first in range(0, n, _block(n)):
-        squared = _squared(X[first : first + _block(n)], X)
-        own = torch.arange(len(squared), device=X.device)
-        mean = squared.sqrt().mean(dim=1)
+    for first, squared in distances.blocks():
+        own = torch.arange(len(squared), device=squared.device)
         squared[own, first + own] = -1.0  # the centre comes before its duplicates
-        near, member = _smallest(squared, k)
-        found.append((member, near.clamp(min=0), mean))
-    members, distances, means = (torch.cat(parts) for parts in zip(*found, strict=True))
-    return members, distances, means
-
-
-def _smallest(values: Tensor, k: int) -> tuple[Tensor, Tensor]:
-    """Return each row's k smallest values, of equal ones the first; topk alone picks any."""
-    near, member = values.topk(min(k + 1, values.shape[1]), dim=1, largest=False, sorted=True)
-    tied = (near[:, k - 1] == near[:, -1]).nonzero().flatten() if near.shape[1] > k else []
-    near, member = near[:, :k].contiguous(), member[:, :k].contiguous()
-    if len(tied):
-        rows, limit = values[tied], near[tied, -1:]
-        tie = rows == limit
-        room = k - (rows < limit).sum(dim=1, keepdim=True)
-        chosen = (rows < limit) | (tie & (tie.cumsum(dim=1) <= room))
-        member[tied] = chosen.nonzero()[:, 1].view(len(tied), k)
-        near[tied] = rows.gather(1, member[tied])
-    return near, member
+        nearest = squared.topk(k, dim=1, largest=False).values
+        limit = nearest.amax(dim=1, keepdim=True) + 2 * distances.error
+        row, column = (squared <= limit).nonzero(as_tuple=True)
+        exact = distances.exact(row + first, column)
+        exact[row + first == column] = -1.0
+        order = exact.argsort(stable=True)  # of equals the lower column, for nonzero's order
+        order = order[row[order].argsort(stable=True)]
+        count = torch.bincount(row, minlength=len(squared))
+        chosen = order[(count.cumsum(0) - count)[:, None] + torch.arange(k, device=order.device)]
+        found.append((column[chosen], exact[chosen].clamp(min=0)))
+    members, near = (torch.cat(parts) for parts in zip(*found, strict=True))
+    return members, near
 
 
 def _positive(scale: Tensor) -> Tensor:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import warnings
 from collections.abc import Iterable, Sequence
 from itertools import chain
 from typing import Any
@@ -188,7 +189,7 @@ class Hypergraph:
         """Return the incidence matrix, (nodes, hyperedges), as a coalesced sparse tensor."""
         shape = (self.num_nodes, self.num_hyperedges)
         return torch.sparse_coo_tensor(
-            self.hyperedge_index, self.incidence_values(dtype), shape
+            self.hyperedge_index, self.incidence_values(dtype), shape, check_invariants=False
         ).coalesce()
 
     def scipy_incidence(self) -> Any:
@@ -299,8 +300,9 @@ def _entries(incidence: Any) -> tuple[Tensor, Tensor, Tensor, tuple[int, int]]:
         )
     shape = (int(incidence.shape[0]), int(incidence.shape[1]))
     if isinstance(incidence, Tensor):
-        matrix = incidence if incidence.layout == torch.sparse_coo else incidence.to_sparse_coo()
-        matrix = matrix.coalesce()
+        with warnings.catch_warnings():
+            warnings.filterwarnings("ignore", message="Sparse (CSR tensor|invariant)")
+            matrix = incidence.to_sparse_coo().coalesce()
         rows, columns = matrix.indices()
         values = matrix.values()
     else:

@@ -121,34 +121,36 @@ class Propagation:
                               device=self.factors[0].values.device))  # fmt: skip
 
 
-class _Rows(NamedTuple):
+class Rows(NamedTuple):
     """Compressed rows: where each begins, and the columns."""
 
     start: Tensor
     columns: Tensor
 
 
-class _Structure(NamedTuple):
+class Structure(NamedTuple):
     """Where a matrix has entries: its own rows and those of its transpose.
 
     ``order`` says, for each entry of the transpose, the place of the same entry in the matrix.
     """
 
     shape: tuple[int, int]
-    rows: _Rows
-    columns: _Rows
+    rows: Rows
+    columns: Rows
     order: Tensor
 
-    def transpose(self) -> _Structure:
+    def transpose(self) -> Structure:
+        """Return the transpose's structure."""
         back = torch.empty_like(self.order)
         back[self.order] = torch.arange(len(back), dtype=back.dtype, device=back.device)
-        return _Structure((self.shape[1], self.shape[0]), self.columns, self.rows, back)
+        return Structure((self.shape[1], self.shape[0]), self.columns, self.rows, back)
 
-    def to(self, device: torch.device | str) -> _Structure:
+    def to(self, device: torch.device | str) -> Structure:
+        """Return a copy on another device."""
         rows, columns = (
-            _Rows(*(part.to(device) for part in side)) for side in (self.rows, self.columns)
+            Rows(*(part.to(device) for part in side)) for side in (self.rows, self.columns)
         )
-        return _Structure(self.shape, rows, columns, self.order.to(device))
+        return Structure(self.shape, rows, columns, self.order.to(device))
 
 
 class SparseFactor:
@@ -161,7 +163,7 @@ class SparseFactor:
         values: The entries, row by row; they may carry gradients.
     """
 
-    def __init__(self, structure: _Structure, values: Tensor) -> None:
+    def __init__(self, structure: Structure, values: Tensor) -> None:
         self.structure = structure
         self.values = values
         self._kept: dict[str, Tensor] = {}
@@ -194,7 +196,7 @@ class SparseFactor:
         values = self.values if "backward" in self._kept else self.values[self.structure.order]
         return self._matrix("backward", self.structure.columns, self.shape[::-1], values)
 
-    def _matrix(self, name: str, rows: _Rows, shape: tuple[int, ...], values: Tensor) -> Tensor:
+    def _matrix(self, name: str, rows: Rows, shape: tuple[int, ...], values: Tensor) -> Tensor:
         if name in self._kept:
             return self._kept[name]
         with warnings.catch_warnings():
@@ -214,7 +216,7 @@ class _Product(torch.autograd.Function):
     def forward(ctx: Any, values: Tensor, x: Tensor, factor: SparseFactor) -> Tensor:
         ctx.factor = factor
         ctx.save_for_backward(x if values.requires_grad else None)
-        return factor.forward_matrix() @ x.contiguous()
+        return _multiply(factor.forward_matrix(), x)
 
     @staticmethod
     def backward(ctx: Any, *gradients: Tensor) -> tuple[Tensor | None, Tensor | None, None]:
@@ -230,8 +232,13 @@ class _Product(torch.autograd.Function):
             if torch.is_grad_enabled():  # a gradient of the gradient is asked for
                 for_x = factor.transpose() @ gradient
             else:
-                for_x = factor.backward_matrix() @ gradient.contiguous()
+                for_x = _multiply(factor.backward_matrix(), gradient)
         return for_values, for_x, None
+
+
+def _multiply(matrix: Tensor, dense: Tensor) -> Tensor:
+    with torch.autocast(dense.device.type, enabled=False):  # half precision knows no sparse matrix
+        return matrix @ dense.contiguous()
 
 
 def sparse_factor(
@@ -251,20 +258,22 @@ def sparse_factor(
     Returns:
         The matrix, on the entries' device.
     """
-    structure, along = _structure(row, column, shape)
+    structure, along = sorted_structure(row, column, shape)
     return SparseFactor(structure, values[along])
 
 
-def _structure(row: Tensor, column: Tensor, shape: tuple[int, int]) -> tuple[_Structure, Tensor]:
+def sorted_structure(
+    row: Tensor, column: Tensor, shape: tuple[int, int]
+) -> tuple[Structure, Tensor]:
     """Return the sorted structure, and for each of its entries the place it came from."""
     height, width = shape
     index = torch.int32 if max(height, width, len(row)) <= _NARROW else torch.int64
     along = torch.argsort(row.long() * width + column)
     row, column = row[along], column[along]
     order = torch.argsort(column.long() * height + row)
-    rows = _Rows(_starts(row, height, index), column.to(index))
-    columns = _Rows(_starts(column[order], width, index), row[order].to(index))
-    return _Structure(shape, rows, columns, order), along
+    rows = Rows(_starts(row, height, index), column.to(index))
+    columns = Rows(_starts(column[order], width, index), row[order].to(index))
+    return Structure(shape, rows, columns, order), along
 
 
 def _starts(sorted_index: Tensor, size: int, dtype: torch.dtype) -> Tensor:
@@ -324,7 +333,7 @@ def hypergraph_propagation(
     else:
         spread = _inverse(degree)[node] * incidence
     shape = (hypergraph.num_nodes, hypergraph.num_hyperedges)
-    structure, along = _structure(node, edge, shape)
+    structure, along = sorted_structure(node, edge, shape)
     return Propagation(
         SparseFactor(structure, spread[along]), SparseFactor(structure, gather[along]).transpose()
     )

@@ -1,0 +1,1 @@
+"""Hypergraphs and graphs from and to other libraries, one module each."""
