@@ -53,11 +53,18 @@ def main() -> None:
     tensorly = importlib.import_module("tensorly")
     decomposition = importlib.import_module("tensorly.decomposition")
     tensorly.set_backend("pytorch")
+    weights = mask.to(tensor.dtype)  # it subtracts the mask from 1
 
     def peer() -> tuple[torch.Tensor, list[torch.Tensor]]:
         begin = (torch.ones(rank, dtype=tensor.dtype), [factor.clone() for factor in start])
         return decomposition.parafac(
-            tensor, rank, mask=mask, init=begin, n_iter_max=SWEEPS, tol=0, normalize_factors=False
+            tensor,
+            rank,
+            mask=weights,
+            init=begin,
+            n_iter_max=SWEEPS,
+            tol=0,
+            normalize_factors=False,
         )
 
     theirs = observed_error(tensor, mask, *peer())
