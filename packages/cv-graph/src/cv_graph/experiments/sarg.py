@@ -298,8 +298,8 @@ EXPERIMENT = Experiment(
         ),
         (
             "On seed 100 with a rate of 0.002, too small for this many steps, SARG-GCN was ten "
-            "points above ARG, with 0.004 one below and with 0.008 less than one above: a part of such "
-            "gains is speed. Its key recall there was 93, 44 and 87 %."
+            "points above ARG, with 0.004 one below and with 0.008 less than one above: a part of "
+            "such gains is speed. Its key recall there was 93, 44 and 87 %."
         ),
         "The paper's accuracies are of single runs on other data; compare their signs.",
     ),
