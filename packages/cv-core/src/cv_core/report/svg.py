@@ -89,6 +89,7 @@ def _inline(text: str, prefix: str, label: str) -> str:
             key.replace(_LINK, "href"): _attribute(key, value, prefix)
             for key, value in element.attrib.items()
         }
+    _compact(root)
     width = float(root.attrib["width"].removesuffix("pt")) * 4 / 3
     viewbox = root.attrib["viewBox"]
     root.attrib = {
@@ -99,6 +100,38 @@ def _inline(text: str, prefix: str, label: str) -> str:
         "style": f"max-width: {width:.0f}px",
     }
     return ET.tostring(root, encoding="unicode")
+
+
+def _compact(root: ET.Element) -> None:
+    """Leave out what no reader sees: unused names, bare groups, needless turns and digits."""
+    values = [value for element in root.iter() for value in element.attrib.values()]
+    used = set(re.findall(r"#([\w-]+)", " ".join(values)))
+    for element in root.iter():
+        given = element.attrib
+        if given.get("id") not in used:
+            given.pop("id", None)
+        if given.get("transform", "").startswith("rotate(-0 "):
+            del given["transform"]
+        for key in given.keys() & {"d", "x", "y", "transform"}:
+            given[key] = " ".join(re.sub(r"\d+\.\d{3,}", _rounded, given[key]).split())
+        if element.tag != "text" and not (element.text or "").strip():
+            element.text = None
+        if not (element.tail or "").strip():
+            element.tail = None
+    _ungroup(root)
+
+
+def _ungroup(element: ET.Element) -> None:
+    kept: list[ET.Element] = []
+    for child in element:
+        _ungroup(child)
+        bare = child.tag == "g" and not child.attrib
+        kept += list(child) if bare else [child]
+    element[:] = kept
+
+
+def _rounded(number: re.Match[str]) -> str:
+    return f"{float(number[0]):.2f}"
 
 
 def _attribute(key: str, value: str, prefix: str) -> str:
