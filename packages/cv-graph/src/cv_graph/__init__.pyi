@@ -7,6 +7,17 @@ from .construction import knn_hypergraph as knn_hypergraph
 from .construction import neighborhood_hypergraph as neighborhood_hypergraph
 from .construction import superpixel_hypergraph as superpixel_hypergraph
 from .conv import HypergraphConv as HypergraphConv
+from .diagnostics import adjusted_homophily as adjusted_homophily
+from .diagnostics import class_insensitive_homophily as class_insensitive_homophily
+from .diagnostics import dirichlet_energy as dirichlet_energy
+from .diagnostics import edge_homophily as edge_homophily
+from .diagnostics import hyperedge_agreement as hyperedge_agreement
+from .diagnostics import hyperedge_majority as hyperedge_majority
+from .diagnostics import mean_average_distance as mean_average_distance
+from .diagnostics import node_homophily as node_homophily
+from .drawing import draw_bipartite as draw_bipartite
+from .drawing import draw_graph as draw_graph
+from .drawing import draw_hypergraph as draw_hypergraph
 from .hypergraph import Hypergraph as Hypergraph
 from .propagation import Propagation as Propagation
 from .propagation import graph_propagation as graph_propagation
