@@ -1,0 +1,1 @@
+"""Known methods that the papers of cv-graph compare with."""
