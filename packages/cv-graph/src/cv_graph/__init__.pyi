@@ -30,3 +30,42 @@ from .sampling import sample_hyperedges as sample_hyperedges
 
 __version__: str
 # The methods' public names, written from the cards by tools/index.py:
+from .baselines.graph import pyg_network as pyg_network
+from .baselines.hypergraph import HGNN as HGNN
+from .baselines.hypergraph import HGNNPlus as HGNNPlus
+from .baselines.hypergraph import HyperGCN as HyperGCN
+from .baselines.hypergraph import UniGCN as UniGCN
+from .baselines.hypergraph import hypergcn_propagation as hypergcn_propagation
+from .baselines.hypergraph import unigcn_propagation as unigcn_propagation
+from .baselines.labels import label_propagation as label_propagation
+from .baselines.labels import label_spreading as label_spreading
+from .hgat import HGATConv as HGATConv
+from .interactions import InteractionPrecision as InteractionPrecision
+from .interactions import hoi_mean_ap as hoi_mean_ap
+from .interactions import interaction_scores as interaction_scores
+from .interactions import pair_spatial_features as pair_spatial_features
+from .label_merging import cluster_objects as cluster_objects
+from .label_merging import merge_label_matrix as merge_label_matrix
+from .label_merging import object_embedding as object_embedding
+from .manifold import LPP as LPP
+from .manifold import NPE as NPE
+from .matrix_roots import psd_null_space as psd_null_space
+from .matrix_roots import psd_sqrt as psd_sqrt
+from .matrix_roots import psd_sqrt_pinv as psd_sqrt_pinv
+from .methods.fpsora import FPSORA as FPSORA
+from .methods.fpsora import inverse_distance_weights as inverse_distance_weights
+from .methods.hybrid_hgcn import HybridHGCN as HybridHGCN
+from .methods.hybrid_hgcn import hypergraph_power as hypergraph_power
+from .methods.hybrid_hgcn import order_propagations as order_propagations
+from .methods.hybrid_hgcn import sparse_features as sparse_features
+from .methods.multi_branch_hoi_graph import HOIGraphNet as HOIGraphNet
+from .methods.multi_branch_hoi_graph import MultiGranularityHead as MultiGranularityHead
+from .methods.sarg import SARG as SARG
+from .methods.sarg import group_activity_loss as group_activity_loss
+from .pooling import Subgraph as Subgraph
+from .pooling import SubgraphAttentionPool as SubgraphAttentionPool
+from .relations import actor_relation_graph as actor_relation_graph
+from .splits import NodeSplit as NodeSplit
+from .splits import published_node_split as published_node_split
+from .splits import random_node_split as random_node_split
+from .transductive import HybridHGCNClassifier as HybridHGCNClassifier
