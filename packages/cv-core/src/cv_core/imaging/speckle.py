@@ -1,7 +1,7 @@
 r"""Classical filters of speckle, the noise of radar and ultrasound: Lee, Frost, SRAD, log NLM.
 
 The image is an intensity :math:`y = x s` with :math:`\mathrm{E} s = 1` and
-:math:`\mathrm{Var}\, s = 1 / L` (see ``cv_core.imaging.noise.add_speckle``); L, the number of looks,
+:math:`\mathrm{Var}\, s = 1 / L` (see ``cv_core.imaging.noise.add_speckle``). The number of looks L
 is given with the data, or measured as ``cv_core.metrics.speckle.enl`` of a flat area. Every filter
 takes a batch, treats all channels alike and commutes with a change of the unit: f(c y) = c f(y).
 """
@@ -271,5 +271,5 @@ def _local(owner: str, image: Tensor, size: int) -> tuple[Tensor, Tensor]:
     shifted = image - image.mean((2, 3), keepdim=True)
     shifted_mean = filter_separable(shifted, line, line)
     variance = filter_separable(shifted.square(), line, line) - shifted_mean.square()
-    ratio = variance.clamp_min(0.0) / mean.clamp_min(_floor(image)).square()
-    return mean, ratio
+    # divided before they are squared: the square of a black image's floor would be zero
+    return mean, (variance.clamp_min(0.0).sqrt() / mean.clamp_min(_floor(image))).square()
