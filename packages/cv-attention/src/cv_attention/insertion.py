@@ -13,28 +13,69 @@ from __future__ import annotations
 
 import copy
 from collections.abc import Callable, Mapping
-from typing import Any, TypeVar
+from functools import partial
+from typing import Any, NamedTuple, TypeVar
 
+import torch
 from cv_core.checks import check_choice
+from cv_core.nn.attention import NonLocalBlock
 from cv_core.nn.gates import CBAM, EfficientChannelAttention, SqueezeExcitation
-from cv_core.nn.surgery import Followed, Where, out_channels, remove, wrap
+from cv_core.nn.surgery import Where, out_channels, remove, wrap
 from torch import nn
 
 from cv_attention._shared.refining import StagePart
 from cv_attention.methods.fd_module import add_feature_difference_
+from cv_attention.methods.ipe_transformer import IPETransformerBlock
+from cv_attention.modules.attended import Attended
+from cv_attention.modules.axial import AxialAttention
+from cv_attention.modules.coordinate import CoordinateAttention
+from cv_attention.modules.criss_cross import CrissCrossAttention
 
 Model = TypeVar("Model", bound=nn.Module)
 
-GATES: Mapping[str, Callable[..., nn.Module]] = {
-    "cbam": CBAM,
-    "eca": EfficientChannelAttention,
-    "se": SqueezeExcitation,
+
+class Known(NamedTuple):
+    """Attention that sees a layer's output alone, built as ``build(channels, **options)``."""
+
+    build: Callable[..., nn.Module]
+    summary: str
+
+
+KNOWN: Mapping[str, Known] = {
+    "axial": Known(AxialAttention, "Self-attention within columns, then rows (Ho et al., 2019)"),
+    "cbam": Known(CBAM, "Channel gate, then spatial gate (Woo et al., ECCV 2018)"),
+    "coordinate": Known(
+        CoordinateAttention, "Gate of one weight per row and per column (Hou et al., CVPR 2021)"
+    ),
+    "criss-cross": Known(
+        CrissCrossAttention, "Attention to row and column, twice (Huang et al., ICCV 2019)"
+    ),
+    "eca": Known(
+        EfficientChannelAttention,
+        "Channel gate from neighbouring channels (Wang et al., CVPR 2020)",
+    ),
+    "ipe-transformer": Known(
+        IPETransformerBlock, "Axial attention with maps of its input (Li et al., PRCV 2021)"
+    ),
+    "non-local": Known(
+        partial(NonLocalBlock, zero_init=True),  # as published: it starts as the identity
+        "Self-attention between all positions (Wang et al., CVPR 2018)",
+    ),
+    "se": Known(SqueezeExcitation, "Channel gate from the means (Hu et al., CVPR 2018)"),
 }
-"""Attention that sees a layer's output alone, built as ``gate(channels, **options)``."""
+_FD_MODULE = "fd-module"
 
 
-class Attended(Followed):
-    """A layer and the attention applied to its output."""
+def list_attention() -> dict[str, str]:
+    """Return what ``insert_attention`` knows by name, in one line each.
+
+    Example:
+        >>> print(*list_attention(), sep=", ")
+        axial, cbam, coordinate, criss-cross, eca, fd-module, ipe-transformer, non-local, se
+    """
+    lines = {name: known.summary for name, known in KNOWN.items()}
+    lines[_FD_MODULE] = "Mask of what a convolution changes (Xu et al., PRCV 2021)"
+    return dict(sorted(lines.items()))
 
 
 def insert_attention(
@@ -48,7 +89,7 @@ def insert_attention(
 
     Args:
         model: Any network of torchvision, timm, cv-core or your own.
-        kind: ``"fd-module"``, ``"se"``, ``"eca"``, ``"cbam"``, or your own class, called as
+        kind: A name of ``list_attention()``, or your own class, called as
             ``kind(channels, **options)`` for a module that keeps the shape (B, C, H, W).
         where: Behind which layers: name patterns such as ``"layer*.*.conv2"`` or classes of layers,
             see ``cv_core.nn.surgery.find``. ``"fd-module"`` refines the normalisation behind a
@@ -59,6 +100,7 @@ def insert_attention(
         The changed copy.
 
     Raises:
+        TypeError: If the network is compiled or scripted; compile it afterwards.
         ValueError: If ``kind`` is unknown, ``where`` selects nothing, a selected layer does not
             tell its channels, or an option is out of range.
 
@@ -68,6 +110,7 @@ def insert_attention(
         >>> insert_attention(net, "eca", where="0")(torch.rand(2, 3, 9, 9)).shape
         torch.Size([2, 8, 7, 7])
     """
+    _check_open("insert_attention", model)
     return insert_attention_(copy.deepcopy(model), kind, where, **options)
 
 
@@ -78,7 +121,7 @@ def insert_attention_(
 
     Args:
         model: The network to change.
-        kind: ``"fd-module"``, ``"se"``, ``"eca"``, ``"cbam"`` or your own class.
+        kind: A name of ``list_attention()``, or your own class.
         where: Behind which layers.
         **options: Of the attention.
 
@@ -86,15 +129,17 @@ def insert_attention_(
         The same network.
 
     Raises:
+        TypeError: As ``insert_attention``.
         ValueError: As ``insert_attention``; the network is unchanged then.
     """
-    if kind == "fd-module":
+    _check_open("insert_attention", model)
+    if kind == _FD_MODULE:
         return add_feature_difference_(model, where, **options)
     if isinstance(kind, str):
-        check_choice("insert_attention", "kind", kind, ["fd-module", *GATES])
-        kind = GATES[kind]
-    gate = kind
-    wrap(model, where, lambda layer: Attended(layer, gate(out_channels(layer), **options)))
+        check_choice("insert_attention", "kind", kind, list_attention())
+        kind = KNOWN[kind].build
+    build = kind
+    wrap(model, where, lambda layer: Attended(layer, build(out_channels(layer), **options)))
     return model
 
 
@@ -106,7 +151,11 @@ def remove_attention(model: Model) -> Model:
 
     Returns:
         The copy; its layers, ``state_dict`` and answers are those from before the insertion.
+
+    Raises:
+        TypeError: If the network is compiled or scripted.
     """
+    _check_open("remove_attention", model)
     return remove_attention_(copy.deepcopy(model))
 
 
@@ -118,7 +167,25 @@ def remove_attention_(model: Model) -> Model:
 
     Returns:
         The same network.
+
+    Raises:
+        TypeError: If the network is compiled or scripted.
     """
+    _check_open("remove_attention", model)
     remove(model, Attended)
     remove(model, StagePart)
     return model
+
+
+def _check_open(owner: str, model: nn.Module) -> None:
+    """Refuse a network whose layers can no longer be exchanged, or have other names."""
+    if isinstance(model, torch.jit.ScriptModule):
+        raise TypeError(
+            f"{owner}: model must not be scripted or traced; got {type(model).__name__}. Change "
+            "the network it was made from, then script that."
+        )
+    if "_orig_mod" in model._modules:  # how torch.compile stores what it compiles
+        raise TypeError(
+            f"{owner}: model must not be compiled; got what torch.compile returned. Change the "
+            "network itself, then compile that."
+        )

@@ -81,13 +81,14 @@ def axial_attention(
     for name, count in (("query", query.shape[1]), ("value", channels)):
         _check_heads("axial_attention", name, count, heads)
 
-    def rows(x: Tensor) -> Tensor:  # (B, lines, heads, positions, channels of a head)
+    def rows(x: Tensor) -> Tensor:  # (B * lines, heads, positions, channels of a head)
         split = x.reshape(len(x), heads, -1, *x.shape[2:])
-        return split.permute(0, 3, 1, 4, 2) if axis == "width" else split.permute(0, 4, 1, 3, 2)
+        order = (0, 3, 1, 4, 2) if axis == "width" else (0, 4, 1, 3, 2)
+        return split.permute(order).flatten(0, 1)  # the fused kernels take four axes, not five
 
     out = scaled_dot_product_attention(rows(query), rows(key), rows(value), scale=scale)
     order = (0, 2, 4, 1, 3) if axis == "width" else (0, 2, 4, 3, 1)
-    return out.permute(order).flatten(1, 2)
+    return out.unflatten(0, (len(query), -1)).permute(order).flatten(1, 2)
 
 
 def _check_heads(owner: str, name: str, channels: int, heads: int) -> None:
