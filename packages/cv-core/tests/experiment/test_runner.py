@@ -54,6 +54,15 @@ def metrics(results) -> dict[tuple, dict]:
     return {(row.case, row.arm, row.seed): row.metrics for row in results.trials}
 
 
+def test_data_of_another_budgets_kind_are_taken_and_others_refused(tmp_path):
+    declared = experiment(data={"smoke": "digits", "default": "digits", "full": "karate-club"})
+    assert plan(tmp_path, declared, data="karate-club").trials[0].source == "karate-club"
+    with pytest.raises(ValueError, match="must be of kind ImageClassification or Graph"):
+        plan(tmp_path, declared, data="digits-hypergraph")
+    with pytest.raises(ValueError, match=r"must be of kind ImageClassification \("):
+        plan(tmp_path, data="karate-club")
+
+
 def test_arms_are_paired(tmp_path):
     found = metrics(run(plan(tmp_path)))
     assert len(found) == 10

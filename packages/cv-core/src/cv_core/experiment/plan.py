@@ -227,12 +227,14 @@ def _jobs(owner: str, wishes: Wishes, device: Device) -> int:
 def _source(owner: str, experiment: Experiment, budget: Budget, wish: str | None) -> str:
     source = wish if wish is not None else experiment.data[budget]
     sources.resolve(source)  # refuses an unknown or missing data set, with the choices
-    wanted, kind = sources.kind_of(experiment.data[budget]), sources.kind_of(source)
-    if kind != wanted:
-        fitting = [item.name for item in sources.names() if item.kind == wanted]
+    # what an experiment takes in one budget it can take in any
+    kinds = list(dict.fromkeys(sources.kind_of(name) for name in experiment.data.values()))
+    kind = sources.kind_of(source)
+    if kind not in kinds:
+        fitting = [item.name for item in sources.names() if item.kind in kinds]
         raise ValueError(
-            f"{owner}: --data must be of kind {wanted} ({', '.join(fitting)}, or your own); "
-            f"{source} is of kind {kind}."
+            f"{owner}: --data must be of kind {' or '.join(kinds)} ({', '.join(fitting)}, or your "
+            f"own); {source} is of kind {kind}."
         )
     return source
 
