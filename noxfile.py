@@ -18,8 +18,8 @@ PACKAGES = sorted(path.parent.name for path in ROOT.glob("packages/*/pyproject.t
 PYTHONS = ["3.11", "3.12", "3.13", "3.14"]
 BACKENDS = ["default", "cpu", "cu126", "cu130", "auto"]
 CONSTRAINTS = ROOT / "tools" / "constraints.txt"
-# Peers that ask for versions nothing else can live with, and work without them.
-ALONE = ["torchattacks>=3.5.1"]
+# Peers that ask for versions or libraries nothing else can live with, and work without them.
+ALONE = ["grad-cam>=1.5.5", "torchattacks>=3.5.1"]
 
 nox.needs_version = ">=2025.2"
 nox.options.default_venv_backend = "uv"

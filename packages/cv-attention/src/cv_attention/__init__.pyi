@@ -1,11 +1,27 @@
 from .insertion import insert_attention as insert_attention
 from .insertion import insert_attention_ as insert_attention_
+from .insertion import list_attention as list_attention
 from .insertion import remove_attention as remove_attention
 from .insertion import remove_attention_ as remove_attention_
+from .modules.axial import AxialAttention as AxialAttention
+from .modules.coordinate import CoordinateAttention as CoordinateAttention
+from .modules.criss_cross import CrissCrossAttention as CrissCrossAttention
+from .overlays import explanation_grid as explanation_grid
+from .overlays import overlay as overlay
 
 __version__: str
 
 # The methods' public names, written from the cards by tools/index.py:
+from .depth import imae as imae
+from .depth import irmse as irmse
+from .depth import mae as mae
+from .depth import rmse as rmse
+from .localization import heatmap_to_box as heatmap_to_box
+from .localization import localization_error as localization_error
+from .methods.dist_cam import DistCAM as DistCAM
+from .methods.dist_cam import cam as cam
+from .methods.dist_cam import dist_cam as dist_cam
+from .methods.dist_cam import dist_cam_weights as dist_cam_weights
 from .methods.fd_module import FDConv as FDConv
 from .methods.fd_module import FeatureDifference as FeatureDifference
 from .methods.fd_module import add_feature_difference as add_feature_difference
@@ -19,3 +35,16 @@ from .methods.fd_module import fd_resnet44 as fd_resnet44
 from .methods.fd_module import fd_resnet56 as fd_resnet56
 from .methods.fd_module import feature_difference as feature_difference
 from .methods.fd_module import feature_difference_mask as feature_difference_mask
+from .methods.ipe_transformer import AxialTransformerBlock as AxialTransformerBlock
+from .methods.ipe_transformer import IPEAxialAttention2d as IPEAxialAttention2d
+from .methods.ipe_transformer import IPETransformerBlock as IPETransformerBlock
+from .methods.ipe_transformer import insert_bottleneck as insert_bottleneck
+from .methods.ipe_transformer import masked_rmse_mae_loss as masked_rmse_mae_loss
+from .methods.mranet import MRANet as MRANet
+from .methods.mranet import RCB as RCB
+from .methods.mranet import RecursiveGroup as RecursiveGroup
+from .methods.mranet import ResidualAttentionBlock as ResidualAttentionBlock
+from .modules.axial import AxialAttention2d as AxialAttention2d
+from .prototypes import class_prototypes as class_prototypes
+from .prototypes import nearest_prototype as nearest_prototype
+from .prototypes import prototype_distances as prototype_distances

@@ -8,9 +8,11 @@ import sys
 import time
 from collections.abc import Iterator
 from contextlib import suppress
+from importlib.metadata import EntryPoint
 from pathlib import Path
 
 import pytest
+from cv_core.cli import app
 from cv_core.cli.app import run_app
 from cv_core.registry import read_index
 
@@ -59,6 +61,32 @@ def test_list_and_help_import_neither_torch_nor_a_package():
     for arguments in (["list"], ["--help"], ["run", "--help"], ["list", "--json"]):
         done = subprocess.run([sys.executable, "-c", code, *arguments], capture_output=True)
         assert done.returncode == 0, (arguments, done.stderr)
+
+
+def test_a_package_s_command_is_loaded_when_it_is_called_and_not_before(
+    capsys, monkeypatch, tmp_path
+):
+    """Help, other commands and mistyped ones do not need the package that adds a command."""
+    (tmp_path / "cv_added.py").write_text(
+        "import typer\napp = typer.Typer()\n"
+        "@app.command()\ndef greet(name: str):\n    typer.echo(f'hello {name}')\n",
+        encoding="utf-8",
+    )
+    monkeypatch.syspath_prepend(tmp_path)
+    names = ("greet", "list")  # a built-in command cannot be replaced
+    points = [EntryPoint(name, "cv_added:app", app.COMMANDS) for name in names]
+    monkeypatch.setattr(app, "_added", lambda: points)
+    assert run_app(["--help"]) == 0
+    assert "greet" in capsys.readouterr().out
+    assert run_app(["list"]) == 0
+    assert SLUG in capsys.readouterr().out
+    assert "Did you mean 'greet'" in complaint(capsys, ["gret"])
+    assert "cv_added" not in sys.modules
+    assert run_app(["greet", "you"]) == 0
+    assert capsys.readouterr().out == "hello you\n"
+    assert "Missing argument" in complaint(capsys, ["greet"])
+    assert "cv_added" in sys.modules
+    monkeypatch.delitem(sys.modules, "cv_added")
 
 
 @pytest.mark.parametrize(

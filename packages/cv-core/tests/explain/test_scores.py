@@ -1,6 +1,7 @@
 import pytest
 import torch
-from cv_core.explain.scores import resolve_target, score
+from cv_core.explain.scores import decide, eager, resolve_target, score
+from torch import nn
 
 
 def test_targets_name_the_same_numbers_in_every_form():
@@ -37,3 +38,31 @@ def test_bad_outputs_are_refused():
         resolve_target(torch.zeros(2, 3, 4), 0, "Explainer")
     with pytest.raises(ValueError, match="what target returns must have shape"):
         score(torch.zeros(2, 3), lambda logits: logits, "Explainer")
+
+
+def test_the_decision_is_made_on_the_images_as_they_are():
+    model = nn.Sequential(nn.Flatten(), nn.Linear(4, 3))
+    x = torch.rand(5, 1, 2, 2)
+    assert torch.equal(decide(model, x, None, "Explainer"), model(x).argmax(1))
+    assert decide(model, x, 2, "Explainer").tolist() == [2] * 5
+    with pytest.raises(ValueError, match=r"Explainer: target must lie in \[0, 2\]; got 3"):
+        decide(model, x, 3, "Explainer")
+
+
+def test_compiled_networks_call_hooks_in_an_eager_block():
+    pytest.importorskip("torch", "2.6", "older torch cannot run compiled networks uncompiled")
+    parts = nn.Sequential(nn.Linear(2, 2), nn.ReLU())
+    whole = torch.compile(parts, backend="eager")
+    inside = nn.Sequential(nn.Identity(), torch.compile(nn.Sequential(nn.ReLU()), backend="eager"))
+    x, seen = torch.rand(1, 2), []
+    for model, layer in ((whole, parts[1]), (inside, inside[1]._orig_mod[0])):
+        with torch.no_grad():
+            model(x)
+            hook = layer.register_forward_hook(lambda *_: seen.append(1))
+            with eager(model):
+                model(x)
+                model(x)
+        hook.remove()
+    assert len(seen) == 4
+    with torch.no_grad(), eager(parts):  # nothing to do for a plain one
+        parts(x)

@@ -3,12 +3,12 @@
 from __future__ import annotations
 
 import sys
-from importlib.metadata import entry_points
+from importlib.metadata import EntryPoint, entry_points
 from pathlib import Path
 from typing import Annotated, Any
 
 import typer
-from typer.core import TyperGroup
+from typer.core import TyperCommand, TyperGroup
 from typer.exceptions import TyperException
 
 from cv_core.cli.errors import BadUse
@@ -17,22 +17,33 @@ COMMANDS = "cvlab.commands"
 STOPPED = 130  # the exit code of what Ctrl-C ended
 
 
+class Added(TyperCommand):
+    """A command of an installed package: what ``--help`` lists before the package is loaded.
+
+    Args:
+        point: Its entry point, which names a ``typer.Typer`` with one command or several.
+    """
+
+    def __init__(self, point: EntryPoint) -> None:
+        package = point.dist.name if point.dist is not None else point.module.partition(".")[0]
+        super().__init__(point.name, help=f"A command of {package}; see its own --help.")
+        self._point = point
+
+    def make_context(self, *args: Any, **options: Any) -> Any:
+        """Load the package and hand over to its command."""
+        return typer.main.get_command(self._point.load()).make_context(*args, **options)
+
+
 class Commands(TyperGroup):
-    """The built-in commands, and those that installed packages add: loaded when called."""
+    """The built-in commands, and those that installed packages add."""
 
-    def list_commands(self, ctx: Any) -> list[str]:
-        """Name every command without loading any."""
-        return [*super().list_commands(ctx), *sorted(point.name for point in _added())]
-
-    def get_command(self, ctx: Any, cmd_name: str) -> Any:
-        """Return a command, loading the package that adds it."""
-        for point in _added():
-            if point.name == cmd_name:
-                return typer.main.get_command(point.load())
-        return super().get_command(ctx, cmd_name)
+    def __init__(self, **options: Any) -> None:
+        super().__init__(**options)
+        for point in sorted(_added(), key=lambda point: point.name):
+            self.commands.setdefault(point.name, Added(point))
 
 
-def _added() -> list[Any]:
+def _added() -> list[EntryPoint]:
     return list(entry_points(group=COMMANDS))
 
 

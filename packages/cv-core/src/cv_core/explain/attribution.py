@@ -8,7 +8,7 @@ the mode it is in, keeps no hook and gets no gradients: call ``model.eval()`` fi
 from __future__ import annotations
 
 from collections.abc import Callable
-from typing import Any, Protocol
+from typing import Any, Protocol, runtime_checkable
 
 import numpy as np
 import torch
@@ -17,12 +17,23 @@ from torch import Tensor, nn
 from torch.nn import functional
 
 from cv_core.checks import check_finite, check_floating, check_integer, check_shape
-from cv_core.explain.scores import Target, chunks, recordable, resolve_target, score
+from cv_core.explain.scores import (
+    Target,
+    check_images,
+    chunks,
+    eager,
+    recordable,
+    resolve_target,
+    score,
+)
 from cv_core.nn.surgery import find
 
 
+@runtime_checkable
 class Explainer(Protocol):
     """What all explainers offer."""
+
+    model: nn.Module
 
     def attribute(
         self, inputs: Float[Tensor, "b c h w"], target: Target = None
@@ -45,11 +56,6 @@ def normalize_maps(maps: Float[Tensor, "b h w"]) -> Float[Tensor, "b h w"]:
     low, high = maps.amin((1, 2), keepdim=True), maps.amax((1, 2), keepdim=True)
     span = high - low
     return torch.where(span > 0, (maps - low) / torch.where(span > 0, span, 1.0), 0.0)
-
-
-def _check_images(owner: str, inputs: Tensor) -> None:
-    check_shape(owner, "inputs", inputs, "b c h w")
-    check_floating(owner, "inputs", inputs)
 
 
 class GradCAM:
@@ -86,7 +92,9 @@ class GradCAM:
     ) -> None:
         found = find(model, layer)
         if len(found) > 1:
-            raise ValueError(f"GradCAM: layer must select one layer; {layer!r} selects {[*found]}.")
+            raise ValueError(
+                f"{type(self).__name__}: layer must select one layer; {layer!r} selects {[*found]}."
+            )
         self.model = model
         self.layer = next(iter(found.values()))
         self.reshape = reshape
@@ -107,35 +115,40 @@ class GradCAM:
         Raises:
             ValueError: If a shape or a class does not fit.
         """
-        _check_images("GradCAM", inputs)
+        owner = type(self).__name__
+        check_images(owner, inputs)
         leaves: list[Tensor] = []
 
         def start_here(_module: nn.Module, _inputs: Any, output: Tensor) -> Tensor:
-            check_floating("GradCAM", "the layer's output", output)
+            check_floating(owner, "the layer's output", output)
             leaves.append(output.detach().requires_grad_())
             torch.set_grad_enabled(mode=True)  # until the end of the no_grad block below
             return leaves[-1].clone()  # a layer that works in place may follow
 
         hook = self.layer.register_forward_hook(start_here)
         try:
-            with torch.inference_mode(mode=False), torch.no_grad():
+            with torch.inference_mode(mode=False), torch.no_grad(), eager(self.model):
                 outputs = self.model(recordable(inputs))
-                classes = resolve_target(outputs, target, "GradCAM")
-                total = score(outputs, classes, "GradCAM").sum()
+                classes = resolve_target(outputs, target, owner)
+                total = score(outputs, classes, owner).sum()
         finally:
             hook.remove()
         if len(leaves) != 1:
-            raise ValueError(f"GradCAM: layer must run once in a pass; it ran {len(leaves)} times.")
+            raise ValueError(f"{owner}: layer must run once in a pass; it ran {len(leaves)} times.")
         (gradient,) = torch.autograd.grad(total, leaves[0])
         return self._maps(leaves[0].detach(), gradient, inputs.shape[2:])
 
     def _maps(self, activation: Tensor, gradient: Tensor, size: torch.Size) -> Tensor:
         if self.reshape is not None:
             activation, gradient = self.reshape(activation), self.reshape(gradient)
-        check_shape("GradCAM", "the layer's output", activation, "b c h w")
-        maps = (gradient.mean((2, 3), keepdim=True) * activation).sum(1, keepdim=True).float()
+        check_shape(type(self).__name__, "the layer's output", activation, "b c h w")
+        maps = (self._weights(activation, gradient) * activation).sum(1, keepdim=True).float()
         maps = maps.relu() if self.relu else maps
         return functional.interpolate(maps, size=size, mode="bilinear", align_corners=False)[:, 0]
+
+    def _weights(self, _activation: Tensor, gradient: Tensor) -> Tensor:
+        """Return what each activation counts, one number per channel or per place."""
+        return gradient.mean((2, 3), keepdim=True)
 
 
 def _gradients(model: nn.Module, inputs: Tensor, target: Any, owner: str) -> Tensor:
@@ -161,8 +174,9 @@ class InputGradients:
         self, inputs: Float[Tensor, "b c h w"], target: Target = None
     ) -> Float[Tensor, "b c h w"]:
         """Return the gradient of the score with respect to the images, channels kept apart."""
-        _check_images("InputGradients", inputs)
-        return _gradients(self.model, inputs, target, "InputGradients")
+        owner = type(self).__name__
+        check_images(owner, inputs)
+        return _gradients(self.model, inputs, target, owner)
 
     def attribute(
         self, inputs: Float[Tensor, "b c h w"], target: Target = None
@@ -215,7 +229,7 @@ class IntegratedGradients:
             target: A class, classes ``(B,)``, a function of the outputs, or None for the decision.
         """
         owner = "IntegratedGradients"
-        _check_images(owner, inputs)
+        check_images(owner, inputs)
         with torch.no_grad():
             classes = resolve_target(self.model(inputs), target, owner)
         start = torch.as_tensor(self.baseline).detach().to(inputs).expand_as(inputs)
@@ -280,7 +294,7 @@ class Occlusion:
         Raises:
             ValueError: If the images are smaller than the window.
         """
-        _check_images("Occlusion", inputs)
+        check_images("Occlusion", inputs)
         if min(inputs.shape[2:]) < self.window:
             raise ValueError(
                 f"Occlusion: window must fit into the images; got {self.window} for shape "

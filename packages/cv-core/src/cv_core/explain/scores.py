@@ -3,15 +3,31 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
-from cv_core.checks import check_indices, check_shape
+from cv_core.checks import check_floating, check_indices, check_shape
 
 Target = int | Tensor | Callable[[Tensor], Tensor] | None
 """A class, one class per image ``(B,)``, a function of the outputs that returns ``(B,)`` scores, or
 None for the class with the highest logit."""
+
+
+def check_images(owner: str, inputs: Tensor) -> None:
+    """Refuse what is not a batch of images of a floating type.
+
+    Args:
+        owner: Who asks, for the messages.
+        inputs: Should be ``(B, C, H, W)``.
+
+    Raises:
+        TypeError: If the images are not a floating-point tensor.
+        ValueError: If the shape does not fit.
+    """
+    check_shape(owner, "inputs", inputs, "b c h w")
+    check_floating(owner, "inputs", inputs)
 
 
 def resolve_target(outputs: Tensor, target: Target, owner: str) -> Tensor | Callable[..., Tensor]:
@@ -46,6 +62,24 @@ def resolve_target(outputs: Tensor, target: Target, owner: str) -> Tensor | Call
     return classes.expand(sizes["b"])
 
 
+def decide(
+    model: nn.Module, inputs: Tensor, target: Target, owner: str
+) -> Tensor | Callable[..., Tensor]:
+    """Resolve a target on the images as they are, before anything is done to them.
+
+    Args:
+        model: A classifier, used in the mode it is in.
+        inputs: Images ``(B, C, H, W)``.
+        target: See ``Target``.
+        owner: Who asks, for the messages.
+
+    Returns:
+        What ``resolve_target`` returns.
+    """
+    with torch.no_grad():
+        return resolve_target(model(inputs), target, owner)
+
+
 def chunks(total: int, size: int, device: torch.device) -> Iterator[Tensor]:
     """Yield the numbers below ``total`` in order, at most ``size`` at a time."""
     for first in range(0, total, size):
@@ -58,6 +92,34 @@ def recordable(tensor: Tensor) -> Tensor:
     Call it outside inference mode; a copy made inside is an inference tensor again.
     """
     return tensor.clone() if tensor.is_inference() else tensor
+
+
+@contextmanager
+def eager(model: nn.Module) -> Iterator[None]:
+    """Run a compiled network uncompiled while the block runs.
+
+    Compiled code was traced before an explainer set its hooks, and does not call them.
+
+    Args:
+        model: Any network; compiled or not, as a whole or in parts.
+
+    Raises:
+        RuntimeError: If it is compiled and torch is too old to run it otherwise.
+    """
+    compiled = any(
+        "_orig_mod" in module._modules or module._compiled_call_impl is not None
+        for module in model.modules()
+    )
+    if not compiled:
+        yield
+        return
+    if not hasattr(torch.compiler, "set_stance"):
+        raise RuntimeError(
+            "torch < 2.6 cannot run a compiled network uncompiled: explain the network that "
+            "was handed to torch.compile instead."
+        )
+    with torch.compiler.set_stance("force_eager"):
+        yield
 
 
 def score(outputs: Tensor, target: Tensor | Callable[..., Tensor], owner: str) -> Tensor:
