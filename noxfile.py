@@ -55,6 +55,9 @@ def environment() -> dict[str, str]:
     variables = {"OMP_NUM_THREADS": "1", "MPLBACKEND": "agg"}
     # Hundreds of tests start an interpreter of their own: let byte code be kept, come what may.
     variables["PYTHONDONTWRITEBYTECODE"] = ""
+    # Under `uv run nox`, ray would start its workers by `uv run` too, which first brings the
+    # session's environment to the newest versions, in the middle of the tests.
+    variables["RAY_ENABLE_UV_RUN_RUNTIME_ENV"] = "0"
     data = ROOT.parent / "shared" / "data"
     if "CV_DATA" not in os.environ and data.is_dir():
         variables["CV_DATA"] = str(data)
