@@ -1,4 +1,5 @@
 import tomllib
+from collections import OrderedDict
 from importlib.metadata import EntryPoint
 from pathlib import Path
 
@@ -123,6 +124,8 @@ class Trap:
         ([MODEL, "dots.png", "--layer", "fc"], "--layer fc has no maps"),
         ([MODEL, "dots.png", "--method", "rollout"], "no module that is called attention"),
         ([MODEL, "dots.png", "--classes", "0"], "--classes must be at least 1"),
+        ([MODEL, "dots.png", "--out", "notes.txt"], "notes.txt is no folder"),
+        ([MODEL, "dots.png", "--out", "notes.txt/sub"], "notes.txt is no folder"),
         ([MODEL, "dots.png", "--weights", "none.pt"], "--weights none.pt: No such file"),
         ([MODEL, "dots.png", "--weights", "notes.txt"], "notes.txt is no file of plain tensors"),
         ([MODEL, "dots.png", "--weights", "trap.pt"], "trap.pt is no file of plain tensors"),
@@ -171,6 +174,63 @@ def test_the_last_layer_with_maps():
     assert _last_maps(vit, torch.rand(1, 3, 16, 16)) == "encoder.layers.encoder_layer_1.ln_1"
     assert _last_maps(swin, torch.rand(1, 3, 64, 64)) == "permute"
     assert not any(m._forward_hooks or m._forward_pre_hooks for m in vit.modules())
+
+
+class Tokens(nn.Module):
+    """Patches of 4 x 4 pixels, a block, their mean."""
+
+    def __init__(self, block):
+        super().__init__()
+        self.stem, self.norm, self.block = nn.Conv2d(3, 8, 4, 4), nn.LayerNorm(8), block
+        self.last, self.head = nn.LayerNorm(8), nn.Linear(8, 4)
+
+    def forward(self, x):
+        x = self.norm(self.stem(x).flatten(2).mT)
+        return self.head(self.last(x + self.block(x)).mean(1))
+
+
+class Gpsa(nn.Module):
+    """Attention that its class does not call so, with its weights in a layer of four axes."""
+
+    def __init__(self):
+        super().__init__()
+        self.attn_drop = nn.Dropout(0.1)
+
+    def forward(self, x):
+        heads = x.unflatten(2, (2, -1)).transpose(1, 2)
+        weights = self.attn_drop((heads @ heads.mT).softmax(-1))
+        return (weights @ heads).transpose(1, 2).flatten(2)
+
+
+class AttentionPool(Gpsa):
+    """Keys in a layer of four axes: heads, tokens and channels."""
+
+    def __init__(self):
+        super().__init__()
+        self.k_norm = nn.LayerNorm(4)
+
+    def forward(self, x):
+        keys = self.k_norm(x.unflatten(2, (2, -1)).transpose(1, 2))
+        return keys.transpose(1, 2).flatten(2)
+
+
+def test_what_stands_inside_attention_is_no_map():
+    x = torch.rand(1, 3, 16, 16)
+    by_name = nn.Sequential(OrderedDict(attn=Gpsa()))
+    for block in (by_name, AttentionPool()):
+        assert _last_maps(Tokens(block).eval(), x) == "norm"
+
+
+def test_tokens_without_attention_are_maps():
+    assert _last_maps(Tokens(nn.Linear(8, 8)).eval(), torch.rand(1, 3, 16, 16)) == "last"
+
+
+def test_a_tag_that_timm_does_not_know(capsys, picture):
+    pytest.importorskip("timm", reason="needs timm")
+    assert app.run_app(["explain", "timm/resnet18.nonsense", str(picture)]) == 2
+    said = capsys.readouterr().err
+    assert "MODEL 'resnet18.nonsense'" in said
+    assert said.count("\n") == 1
 
 
 def test_maps_with_channels_last_are_turned():

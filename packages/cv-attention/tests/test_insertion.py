@@ -150,6 +150,8 @@ def test_bad_requests_are_refused_and_change_nothing(plain: nn.Module) -> None:
         insert_attention_(plain, "se", where="layer*.*.bn2", reduction=0)
     with pytest.raises(ValueError, match="ReLU holds no convolution"):
         insert_attention_(plain, "se", where="relu")
+    with pytest.raises(TypeError, match=r"kind must be a name of list_attention\(\) or a class"):
+        insert_attention_(plain, 3, where="layer1.0.bn2")  # type: ignore[arg-type]
     assert repr(plain) == before
 
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
@@ -61,6 +61,7 @@ def explain(
     with _complaints():
         for name in methods:
             check_choice("explain", "--method", name, METHODS)
+        _check_folder(out)
         picture = _open(image)
         network = _build(model, classes)
         if weights is not None:
@@ -146,6 +147,14 @@ class Network:
         return (pixels - mean) / std
 
 
+def _check_folder(out: Path) -> None:
+    """Refuse a folder that cannot be made, before the maps are."""
+    whole = out.absolute()
+    exists = next(path for path in (whole, *whole.parents) if path.exists())
+    if not exists.is_dir():
+        raise BadUse(f"--out {out}: {exists} is no folder.")
+
+
 def _open(path: Path) -> Any:
     from PIL import Image, ImageOps, UnidentifiedImageError
 
@@ -194,8 +203,11 @@ def _torchvision(name: str, classes: int) -> Network:
 def _timm(timm: Any, name: str, classes: int) -> Network:
     from cv_core.random import seeded
 
-    with seeded(0, name):
-        model = timm.create_model(name, pretrained=False, num_classes=classes)
+    try:
+        with seeded(0, name):
+            model = timm.create_model(name, pretrained=False, num_classes=classes)
+    except RuntimeError as error:  # the part of the name behind a dot
+        raise BadUse(f"MODEL {name!r}: {error}") from error
     config = timm.data.resolve_data_config(model=model)
     height, width = config["input_size"][1:]
     return Network(model.eval(), (height, width), config["mean"], config["std"])
@@ -292,11 +304,12 @@ def _channels_first(output: Tensor, size: tuple[int, int]) -> Tensor:
 
 
 def _last_maps(model: nn.Module, inputs: Tensor) -> str:
-    """Return the last layer with maps; in a transformer, the norm before the last attention.
+    """Return the last layer with maps; in a transformer, what the last attention is given.
 
     Behind the last attention only the class token reaches the head: the patches have no gradient.
     """
     import torch
+    from cv_core.explain.transformers import reshape_tokens
     from torch import Tensor
 
     outputs: list[tuple[str, Any]] = []  # in the order of computation, kept so that ids stay
@@ -311,9 +324,9 @@ def _last_maps(model: nn.Module, inputs: Tensor) -> str:
         before_attention = made[0] if made else before_attention
 
     hooks = [module.register_forward_hook(keep(name)) for name, module in model.named_modules()]
-    for module in model.modules():
-        if "Attention" in type(module).__name__:
-            hooks.append(module.register_forward_pre_hook(attend))
+    attending = [name for name, module in model.named_modules() if _attends(name, module)]
+    for name in attending:
+        hooks.append(model.get_submodule(name).register_forward_pre_hook(attend))
     try:
         with torch.no_grad():
             model(inputs)
@@ -321,15 +334,28 @@ def _last_maps(model: nn.Module, inputs: Tensor) -> str:
         for hook in hooks:
             hook.remove()
     size = (inputs.shape[2], inputs.shape[3])
+    to_maps = reshape_tokens(model, size)
     runs = [name for name, _ in outputs]
     for name, output in reversed(outputs):
         if runs.count(name) > 1 or not name or not isinstance(output, Tensor):
             continue
-        if output.ndim == 3 and output.shape[1] > 1 and before_attention:
-            return before_attention
-        if output.ndim == 4 and _channels_first(output, size)[0, 0].numel() > 1:
+        if output.ndim == 3 and output.shape[1] > 1:
+            if before_attention:
+                return before_attention
+            with suppress(ValueError):  # tokens that no attention mixes
+                to_maps(output)
+                return name
+        # inside attention, four axes are those of heads and tokens
+        inside = any(name.startswith(f"{other}.") for other in attending)
+        if output.ndim == 4 and not inside and _channels_first(output, size)[0, 0].numel() > 1:
             return name
     raise BadUse("no layer of the network has maps; name one with --layer.")
+
+
+def _attends(name: str, module: nn.Module) -> bool:
+    """Tell attention by its class or its name; classes such as ConViT's GPSA say nothing."""
+    words = (type(module).__name__.lower(), name.rpartition(".")[2])
+    return "attention" in words[0] or "attn" in words[0] or words[1] == "attn"
 
 
 # ---------------------------------------------------------------------------------- the pictures

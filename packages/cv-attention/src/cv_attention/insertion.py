@@ -100,7 +100,8 @@ def insert_attention(
         The changed copy.
 
     Raises:
-        TypeError: If the network is compiled or scripted; compile it afterwards.
+        TypeError: If the network is compiled or scripted (compile it afterwards), or ``kind`` is
+            neither a name nor a class.
         ValueError: If ``kind`` is unknown, ``where`` selects nothing, a selected layer does not
             tell its channels, or an option is out of range.
 
@@ -138,6 +139,11 @@ def insert_attention_(
     if isinstance(kind, str):
         check_choice("insert_attention", "kind", kind, list_attention())
         kind = KNOWN[kind].build
+    if not callable(kind):
+        raise TypeError(
+            "insert_attention: kind must be a name of list_attention() or a class of modules; "
+            f"got {kind!r}."
+        )
     build = kind
     wrap(model, where, lambda layer: Attended(layer, build(out_channels(layer), **options)))
     return model

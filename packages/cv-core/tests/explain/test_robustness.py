@@ -243,6 +243,14 @@ def test_randomisation_by_hand():
     torch.testing.assert_close(found, torch.from_numpy(total / 2).float())
 
 
+def test_randomisation_inside_inference_mode_is_the_same():
+    model, x = network(), draw(2, 1, 8, 8, dtype=torch.float32)
+    expected = randomization_similarity(model, InputGradients, x, layers=["fc"])
+    with torch.inference_mode():
+        found = randomization_similarity(model, InputGradients, x, layers=["fc"])
+    assert torch.equal(found, expected)
+
+
 def test_the_default_goes_through_every_layer_from_the_output_to_the_input():
     model, changes = network(), []
     layers = [name for name, m in model.named_modules() if list(m.parameters(recurse=False))]
@@ -272,6 +280,17 @@ def test_a_map_of_the_weights_does_not_outlive_them():
     assert (found.abs() < 4 / 400**0.5).all()
 
 
+class OnceBroken(Constant):
+    """Its first map is not finite."""
+
+    def attribute(self, inputs, target=None):
+        maps, self.value = super().attribute(inputs, target), None
+        return maps
+
+    def __init__(self, model):
+        super().__init__(model, torch.full((2, 8, 8), torch.nan))
+
+
 def test_other_bad_use_is_refused():
     model, x = network(), draw(2, 1, 8, 8, dtype=torch.float32)
     explainer = InputGradients(model)
@@ -279,6 +298,8 @@ def test_other_bad_use_is_refused():
         max_sensitivity(explainer, x, samples=0)
     with pytest.raises(ValueError, match="radius must lie in"):
         max_sensitivity(explainer, x, radius=-1.0)
+    with pytest.raises(ValueError, match="max_sensitivity: maps must be finite"):
+        max_sensitivity(OnceBroken(model), x)
     with pytest.raises(ValueError, match=r"max_sensitivity: target must lie in \[0, 2\]"):
         max_sensitivity(explainer, x, target=3)
     with pytest.raises(ValueError, match="layers must hold parameters"):

@@ -228,6 +228,7 @@ def max_sensitivity(
     check_integer(owner, "samples", samples, low=1)
     classes = decide(explainer.model, inputs, target, owner)
     maps = explainer.attribute(inputs, classes)
+    check_finite(owner, "maps", maps)
     scale = _norm(maps)
     scale = torch.where(scale > 0.0, scale, 1.0)
     worst = torch.zeros_like(scale)
@@ -287,7 +288,8 @@ def randomization_similarity(
     check_images(owner, inputs)
     classes = decide(model, inputs, target, owner)
     before = _map_ranks(owner, build(model).attribute(inputs, classes))
-    changed = copy.deepcopy(model)
+    with torch.inference_mode(mode=False):  # a copy made inside it would have no gradients
+        changed = copy.deepcopy(model)
     steps = _steps(owner, changed, layers)
     total = np.zeros(len(inputs))
     generator = torch_generator(seed, "randomisation")
