@@ -47,3 +47,11 @@ def test_what_cannot_be_batched_is_refused(odd):
     nothing = Hypergraph(torch.empty(2, 0, dtype=torch.long))
     with pytest.raises(ValueError, match="hypergraph 1 has no nodes"):
         batch_hypergraphs([odd, nothing])
+
+
+def test_weights_of_memberships_keep_their_precision():
+    weight = torch.tensor([0.1, 0.3], dtype=torch.float64)
+    weighted = Hypergraph(torch.tensor([[0, 1], [0, 0]]), incidence_weight=weight)
+    batch = batch_hypergraphs([weighted, Hypergraph.from_lists([[0, 1]])])
+    assert batch.hypergraph.incidence_weight.tolist() == [0.1, 0.3, 1.0, 1.0]
+    assert torch.equal(batch.unbatch()[0].incidence_weight, weight)

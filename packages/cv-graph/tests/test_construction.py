@@ -87,8 +87,10 @@ def test_ball_equals_a_search_in_loops(X):
 def test_clusters_become_hyperedges():
     h = cluster_hypergraph(torch.tensor([2, 0, 2, -1, 0]))
     assert h.lists() == [[1, 4], [], [0, 2]]
-    with pytest.raises(ValueError, match="least value -2"):
+    with pytest.raises(ValueError, match="entry 1 is -2"):
         cluster_hypergraph(torch.tensor([0, -2]))
+    with pytest.raises(TypeError, match=r"labels must hold integers; got torch\.float32"):
+        cluster_hypergraph(torch.tensor([0.0, 1.0]))
 
 
 @pytest.mark.parametrize("hops", [1, 2, 3])
@@ -129,6 +131,8 @@ def test_what_does_not_fit_is_refused(X):
     broken[3, 1] = float("nan")
     with pytest.raises(ValueError, match="1 rows are not, the first is row 3"):
         knn_hypergraph(broken, 3)
+    with pytest.raises(TypeError, match=r"knn_hypergraph: X must be .* X\.float\(\)"):
+        knn_hypergraph(torch.arange(6).view(3, 2), 2, weight="paper")
     with pytest.raises(ValueError, match="k must"):
         knn_hypergraph(X, 31)
     with pytest.raises(ValueError, match="radius"):

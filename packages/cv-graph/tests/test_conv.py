@@ -8,6 +8,7 @@ import pytest
 import torch
 from cv_core.random import torch_generator
 from cv_graph.conv import HypergraphConv
+from cv_graph.hypergraph import Hypergraph
 from cv_graph.propagation import hypergraph_propagation
 
 
@@ -51,6 +52,20 @@ def test_autocast_and_copies_work(odd, x):
     assert list(layer.state_dict()) == ["weight"]
 
 
+@pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16])
+def test_a_layer_in_half_precision(dtype):
+    h = Hypergraph.from_lists([list(range(600)), [3, 4]])  # more members than it can count
+    x = torch.randn(600, 3, generator=torch_generator(0, "features"))
+    layer = HypergraphConv(3, 4)
+    half = copy.deepcopy(layer).to(dtype)
+    for given in (h, h.hyperedge_index, hypergraph_propagation(h)):
+        found = half(x.to(dtype), given)
+        assert found.dtype == dtype
+        torch.testing.assert_close(found.float(), layer(x, h), atol=0.02, rtol=0.02)
+    found.sum().backward()
+    assert half.weight.grad.dtype == dtype
+
+
 def test_what_does_not_fit_is_refused(odd, x):
     layer = HypergraphConv(3, 4)
     with pytest.raises(ValueError, match="goes with an index only"):
@@ -61,3 +76,7 @@ def test_what_does_not_fit_is_refused(odd, x):
         layer(x, torch.tensor([[0, 1, 9], [0, 0, 0]]))
     with pytest.raises(TypeError, match="floating-point"):
         layer(x.long(), odd)
+    with pytest.raises(TypeError, match="HypergraphConv: hyperedge_index must be a tensor"):
+        layer(x, odd.hyperedge_index.tolist())
+    with pytest.raises(TypeError, match="hyperedge_weight must be a floating-point tensor; got li"):
+        layer(x, odd.hyperedge_index, odd.hyperedge_weight.tolist())

@@ -300,3 +300,19 @@ def test_bad_hypergraphs_are_refused(measure):
 def test_bad_input_is_refused(call, error, message):
     with pytest.raises(error, match=message):
         call()
+
+
+def test_a_row_that_is_not_finite_is_named():
+    x = torch.zeros(4, 2)
+    x[2, 1] = torch.nan
+    for call in (lambda: dirichlet_energy(x, EDGES), lambda: mean_average_distance(x)):
+        with pytest.raises(
+            ValueError, match="x must be finite; 1 rows are not, the first is row 2"
+        ):
+            call()
+
+
+def test_equal_rows_have_no_negative_distance():
+    for seed in range(20):
+        row = torch.randn(1, 8, generator=torch.Generator().manual_seed(seed))
+        assert 0 <= float(mean_average_distance(row.expand(300, 8))) < 1e-5

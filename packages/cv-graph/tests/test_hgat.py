@@ -137,3 +137,19 @@ def test_parameters_are_the_papers():
 def test_bad_arguments_are_refused(call, error, message):
     with pytest.raises(error, match=f"HGATConv: .*{message}"):
         call()
+
+
+def test_what_the_diagonal_holds_does_not_reach_the_gradients():
+    layer = HGATConv(3, 4, edge_dim=2)
+    generator = torch.Generator().manual_seed(0)
+    x, edge = (
+        torch.randn(1, 4, 3, generator=generator),
+        torch.randn(1, 4, 4, 2, generator=generator),
+    )
+    gradients = []
+    for held in (0.0, torch.nan):
+        edge[:, range(4), range(4)] = held
+        layer.zero_grad()
+        layer(x, edge).square().sum().backward()
+        gradients.append([parameter.grad.clone() for parameter in layer.parameters()])
+    assert all(map(torch.equal, *gradients))

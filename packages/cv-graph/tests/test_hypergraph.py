@@ -125,8 +125,11 @@ def test_wrong_types_are_refused():
         Hypergraph.from_lists([["a"]])
     with pytest.raises(ValueError, match="must be a matrix"):
         Hypergraph.from_incidence(torch.zeros(3))
-    with pytest.raises(ValueError, match="entry 1 is -1"):
-        Hypergraph.from_incidence(torch.tensor([[1.0, 0.0], [0.0, -1.0]]))
+    for kind in (torch.tensor, np.array, sparse.csr_array):
+        with pytest.raises(ValueError, match=r"from_incidence: .*; entry \[1, 2\] is -1"):
+            Hypergraph.from_incidence(kind([[1.0, 0.0, 2.0], [0.0, 0.0, -1.0]]))
+    with pytest.raises(ValueError, match=r"entry \[0, 1\] is nan"):
+        Hypergraph.from_incidence(torch.tensor([[1.0, torch.nan]]))
 
 
 def test_nothing_at_all_is_a_hypergraph():
@@ -141,3 +144,25 @@ def test_a_copy_elsewhere_keeps_everything(drawn):
     for name in ("hyperedge_index", "hyperedge_weight", "incidence_weight"):
         assert torch.equal(getattr(again, name), getattr(drawn, name))
     assert (again.num_nodes, again.num_hyperedges) == (40, 25)
+
+
+def test_a_list_that_does_not_fit_is_named():
+    lists = [[0, 1], [], [2, 0, 7]]
+    with pytest.raises(ValueError, match=r"hyperedges\[2\]\[2\] is node 7; .* there are 7"):
+        Hypergraph.from_lists(lists, num_nodes=7)
+    with pytest.raises(ValueError, match=r"hyperedges\[1\]\[0\] is node -3; .* from 0\."):
+        Hypergraph.from_lists([[0], [-3]])
+    assert Hypergraph.from_lists(lists, num_nodes=8).lists() == [[0, 1], [], [0, 2, 7]]
+
+
+def test_double_precision_of_the_memberships_is_kept():
+    weight = torch.tensor([0.1, 0.3], dtype=torch.float64)
+    h = Hypergraph(torch.tensor([[0, 1], [0, 0]]), incidence_weight=weight)
+    assert torch.equal(h.incidence_values(), weight)
+    assert torch.equal(h.node_degree(), weight)
+    assert h.hyperedge_size().item() == 0.1 + 0.3
+    many = Hypergraph(
+        torch.stack([torch.arange(600), torch.zeros(600, dtype=torch.long)]),
+        incidence_weight=torch.ones(600, dtype=torch.bfloat16),
+    )
+    assert many.hyperedge_size().item() == 600  # bfloat16 counts no further than 256

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import copy
+import pickle
 import warnings
 
 import pytest
@@ -169,3 +171,34 @@ def test_what_does_not_fit_is_refused(odd):
         graph_propagation(torch.tensor([[0], [4]]), num_nodes=3)
     with pytest.raises(ValueError, match="entry 0 is -1"):
         graph_propagation(torch.tensor([[0], [1]]), torch.tensor([-1.0]), num_nodes=3)
+
+
+def test_copies_of_a_used_operator_are_the_operator(drawn):
+    P = hypergraph_propagation(drawn)
+    x = torch.randn(40, 2, generator=torch_generator(0, "x"), requires_grad=True)
+    expected = P(x)
+    expected.sum().backward()  # both directions are kept now
+    for again in (copy.deepcopy(P), pickle.loads(pickle.dumps(P))):  # noqa: S301 - our own
+        other = x.detach().clone().requires_grad_()
+        assert torch.equal(again(other), expected)
+        again(other).sum().backward()
+        assert torch.equal(other.grad, x.grad)
+
+
+def test_entries_that_change_in_place_change_the_gradient_too(odd):
+    P = hypergraph_propagation(odd)
+    x = torch.ones(7, 1, requires_grad=True)
+    (before,) = torch.autograd.grad(P(x).sum(), x)
+    P.factors[0].values.mul_(3.0)
+    (after,) = torch.autograd.grad(P(x).sum(), x)
+    torch.testing.assert_close(after, 3.0 * before)
+
+
+@pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16])
+def test_degrees_are_counted_in_single_precision(dtype):
+    h = Hypergraph.from_lists([list(range(600))])
+    P = hypergraph_propagation(h, dtype=dtype)
+    assert torch.equal(P.dense(), hypergraph_propagation(h).dense())
+    star = torch.stack([torch.arange(1, 600), torch.zeros(599, dtype=torch.long)])
+    P = graph_propagation(star, num_nodes=600, dtype=dtype)
+    assert torch.equal(P.dense(), graph_propagation(star, num_nodes=600).dense())

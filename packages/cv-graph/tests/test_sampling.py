@@ -112,3 +112,20 @@ def test_what_does_not_fit_is_refused(drawn):
         sampler.sample(torch.tensor([4, 4]), generator=generator)
     with pytest.raises(ValueError, match="count"):
         sample_hyperedges(drawn, 26, generator=generator)
+
+
+def test_a_limited_mean_leans_to_the_node_that_reached_it_as_documented():
+    whole = Hypergraph.from_lists([list(range(50))])
+    x = torch.zeros(50, 1)
+    x[0] = 1.0
+    sampler = NeighborSampler(whole, num_hyperedges=[-1], num_members=[4])
+    generator = torch_generator(0, "draws")
+    found = []
+    for _ in range(400):
+        sample = sampler.sample(torch.tensor([0]), generator=generator)
+        P = hypergraph_propagation(sample.hypergraph, normalization="random-walk")
+        found.append(float(P(x[sample.nodes])[0]))
+    # drawn itself (4 times in 50) it is one of 4, else one of 5
+    assert {round(value, 6) for value in found} == {0.2, 0.25}
+    expected = 0.2 + 0.05 * 4 / 50
+    assert sum(found) / 400 == pytest.approx(expected, abs=4.5 * 0.05 * 0.272 / 20)

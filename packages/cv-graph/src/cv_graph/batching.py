@@ -29,10 +29,11 @@ class HypergraphBatch(NamedTuple):
         nodes = torch.bincount(self.node_batch).tolist()
         count = len(nodes)
         hyperedges = torch.bincount(self.hyperedge_batch, minlength=count).tolist()
-        owner = self.hyperedge_batch[whole.hyperedge_index[1]]
-        parts, node, edge = [], 0, 0
+        owner = self.hyperedge_batch[whole.hyperedge_index[1]]  # rises: so do the hyperedges
+        sizes = torch.bincount(owner, minlength=count).tolist()
+        parts, node, edge, start = [], 0, 0, 0
         for number in range(count):
-            mine = owner == number
+            mine = slice(start, start + sizes[number])
             offset = torch.tensor([[node], [edge]], device=whole.device)
             weight, incidence = whole.hyperedge_weight, whole.incidence_weight
             parts.append(
@@ -47,6 +48,7 @@ class HypergraphBatch(NamedTuple):
                 )
             )
             node, edge = node + nodes[number], edge + hyperedges[number]
+            start += sizes[number]
         return parts
 
 

@@ -10,11 +10,18 @@ from collections.abc import Iterator
 from typing import Any, Literal
 
 import torch
-from cv_core.checks import check_choice, check_finite, check_integer, check_range, check_shape
+from cv_core.checks import (
+    check_choice,
+    check_finite,
+    check_floating,
+    check_integer,
+    check_range,
+    check_shape,
+)
 from jaxtyping import Float, Int
 from torch import Tensor
 
-from cv_graph.hypergraph import Hypergraph, check_pairs
+from cv_graph.hypergraph import Hypergraph, check_finite_rows, check_pairs
 
 NeighborWeight = Literal["binary", "paper", "hgnn"]
 _ENTRIES = 2**23  # numbers held at a time: 64 MiB in double precision
@@ -41,6 +48,7 @@ def knn_hypergraph(
         is a member of its own hyperedge all the same.
 
     Raises:
+        TypeError: If ``X`` is not floating-point.
         ValueError: If ``X`` is not finite (NaN in a row would reach every distance), or ``k`` does
             not fit.
 
@@ -80,6 +88,7 @@ def ball_hypergraph(X: Float[Tensor, "n d"], radius: float) -> Hypergraph:
         n hyperedges; hyperedge j is the ball around node j.
 
     Raises:
+        TypeError: If ``X`` is not floating-point.
         ValueError: If ``X`` is not finite or the radius negative.
 
     Example:
@@ -108,6 +117,10 @@ def cluster_hypergraph(labels: Int[Tensor, " n"]) -> Hypergraph:
         labels: Cluster of every node, from 0; -1 (noise) leaves a node without hyperedge. Numbers
             that do not occur become empty hyperedges, so that hyperedge c is cluster c.
 
+    Raises:
+        TypeError: If the labels are no integers.
+        ValueError: If a label is below -1; the message says which.
+
     Example:
         >>> import torch
         >>> cluster_hypergraph(torch.tensor([0, 1, -1, 0])).lists()
@@ -115,10 +128,13 @@ def cluster_hypergraph(labels: Int[Tensor, " n"]) -> Hypergraph:
     """
     owner = "cluster_hypergraph"
     n = check_shape(owner, "labels", labels, "n")["n"]
-    if labels.is_floating_point() or int(labels.min()) < -1:
+    if labels.is_floating_point() or labels.is_complex() or labels.dtype == torch.bool:
+        raise TypeError(f"{owner}: labels must hold integers; got {labels.dtype}.")
+    bad = (labels < -1).nonzero().flatten()
+    if len(bad):
         raise ValueError(
-            f"{owner}: labels must be integers from 0, or -1 for none; got {labels.dtype} with "
-            f"least value {labels.min().item()}."
+            f"{owner}: labels must be integers from 0, or -1 for none; entry {int(bad[0])} is "
+            f"{int(labels[bad[0]])}."
         )
     member = (labels >= 0).nonzero().flatten()
     return Hypergraph(torch.stack([member, labels[member].long()]), num_nodes=n)
@@ -244,11 +260,8 @@ def clique_hypergraph(
 
 def _check_features(owner: str, X: Tensor) -> int:
     n = check_shape(owner, "X", X, "n d")["n"]
-    bad = (~torch.isfinite(X)).any(dim=1).nonzero().flatten()
-    if len(bad):
-        raise ValueError(
-            f"{owner}: X must be finite; {len(bad)} rows are not, the first is row {int(bad[0])}."
-        )
+    check_floating(owner, "X", X)
+    check_finite_rows(owner, "X", X)
     return n
 
 

@@ -7,7 +7,7 @@ from cv_core.checks import check_choice, check_floating, check_integer, check_sh
 from jaxtyping import Float
 from torch import Tensor, nn
 
-from cv_graph.hypergraph import Hypergraph
+from cv_graph.hypergraph import Hypergraph, check_pairs
 from cv_graph.propagation import Normalization, Propagation, hypergraph_propagation
 
 
@@ -86,7 +86,7 @@ class HypergraphConv(nn.Module):
             hyperedge_weight: (m,) non-negative weights, with an index only; may carry gradients.
 
         Returns:
-            (n, out_channels). A node in no hyperedge gets the offset alone.
+            (n, out_channels), of the weights' type. A node in no hyperedge gets the offset alone.
 
         Raises:
             TypeError: If the features or indices have the wrong type.
@@ -94,43 +94,43 @@ class HypergraphConv(nn.Module):
         """
         check_floating("HypergraphConv", "x", x)
         n = check_shape("HypergraphConv", "x", x, "n d", d=self.in_channels)["n"]
-        operator = prepared(hyperedge_index, hyperedge_weight, n, self.normalization, x.dtype)
-        out = operator(x @ self.weight)
+        given = checked("HypergraphConv", hyperedge_index, hyperedge_weight, n)
+        if isinstance(given, Hypergraph):
+            given = hypergraph_propagation(given, normalization=self.normalization, dtype=x.dtype)
+        out = given(x @ self.weight).to(self.weight.dtype)  # half precision is propagated in single
         return out if self.bias is None else out + self.bias
 
 
-def prepared(
+def checked(
+    owner: str,
     hyperedge_index: Tensor | Hypergraph | Propagation,
     hyperedge_weight: Tensor | None,
     num_nodes: int,
-    normalization: Normalization,
-    dtype: torch.dtype,
-) -> Propagation:
-    """Return the operator that a layer was given, or prepare it.
+) -> Hypergraph | Propagation:
+    """Return the hypergraph or operator that a layer was given, built where it was memberships.
 
     Args:
+        owner: The layer.
         hyperedge_index: Memberships, a hypergraph, or an operator.
         hyperedge_weight: Weights of the hyperedges, with memberships only.
         num_nodes: Rows of the features.
-        normalization: For memberships and hypergraphs.
-        dtype: Type of the features.
 
     Raises:
-        ValueError: If weights come with something that has its own.
+        TypeError: If it is none of these, or indices or weights have the wrong type.
+        ValueError: If an index is out of range, or weights come with something that has its own.
     """
-    if not isinstance(hyperedge_index, Tensor):
+    if isinstance(hyperedge_index, Hypergraph | Propagation):
         if hyperedge_weight is not None:
             raise ValueError(
-                "hyperedge_weight goes with an index only: a Hypergraph or Propagation has its own."
+                f"{owner}: hyperedge_weight goes with an index only: a Hypergraph or Propagation "
+                "has its own."
             )
-        if isinstance(hyperedge_index, Propagation):
-            return hyperedge_index
-        return hypergraph_propagation(hyperedge_index, normalization=normalization, dtype=dtype)
-    count = None if hyperedge_weight is None else hyperedge_weight.shape[0]
-    hypergraph = Hypergraph(
+        return hyperedge_index
+    count = len(hyperedge_weight) if isinstance(hyperedge_weight, Tensor) else None
+    check_pairs(owner, "hyperedge_index", hyperedge_index, {"node": num_nodes, "hyperedge": count})
+    return Hypergraph(
         hyperedge_index,
         num_nodes=num_nodes,
         num_hyperedges=count,
         hyperedge_weight=hyperedge_weight,
     )
-    return hypergraph_propagation(hypergraph, normalization=normalization, dtype=dtype)

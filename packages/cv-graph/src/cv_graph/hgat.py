@@ -125,11 +125,11 @@ class HGATConv(nn.Module):
         b, n = sizes["b"], sizes["n"]
         check_shape("HGATConv", "edge", edge, "b n n e", b=b, n=n, e=self.edge_dim)
         linked = ~torch.eye(n, dtype=torch.bool, device=x.device).expand(b, n, n)
-        if mask is None:
-            return x, edge, linked
-        check_shape("HGATConv", "mask", mask, "b n", b=b, n=n)
-        if mask.dtype != torch.bool:
-            raise TypeError(f"HGATConv: mask must hold booleans; got {mask.dtype}.")
-        linked = linked & mask[:, :, None] & mask[:, None]
-        x = x.masked_fill(~mask[..., None], 0.0)
+        if mask is not None:
+            check_shape("HGATConv", "mask", mask, "b n", b=b, n=n)
+            if mask.dtype != torch.bool:
+                raise TypeError(f"HGATConv: mask must hold booleans; got {mask.dtype}.")
+            linked = linked & mask[:, :, None] & mask[:, None]
+            x = x.masked_fill(~mask[..., None], 0.0)
+        # the diagonal's too: a NaN there would reach the gradient of w2
         return x, edge.masked_fill(~linked[..., None], 0.0), linked

@@ -101,7 +101,7 @@ class Hypergraph:
 
         Raises:
             TypeError: If a member is no integer.
-            ValueError: If a member is out of range.
+            ValueError: If a member is out of range; the message says of which hyperedge.
 
         Example:
             >>> Hypergraph.from_lists([[0, 2], [], [1, 2, 3]]).hyperedge_index
@@ -110,16 +110,26 @@ class Hypergraph:
         """
         import numpy as np
 
+        owner = "Hypergraph.from_lists"
+        if num_nodes is not None:
+            check_integer(owner, "num_nodes", num_nodes, low=0)
         members = [edge if isinstance(edge, Sequence) else list(edge) for edge in hyperedges]
         sizes = np.fromiter(map(len, members), dtype=np.int64, count=len(members))
         flat = np.array(list(chain.from_iterable(members)))
         if not flat.size:
             flat = flat.astype(np.int64)
         if flat.dtype.kind not in "iu":
-            raise TypeError(
-                f"Hypergraph.from_lists: members must be integers (node numbers); got {flat.dtype}."
-            )
+            raise TypeError(f"{owner}: members must be integers (node numbers); got {flat.dtype}.")
         edge_numbers = np.repeat(np.arange(len(members)), sizes)
+        outside = flat < 0 if num_nodes is None else (flat < 0) | (flat >= num_nodes)
+        if outside.any():
+            place = int(outside.argmax())
+            edge = int(edge_numbers[place])
+            known = "" if num_nodes is None else f", and there are {num_nodes}"
+            raise ValueError(
+                f"{owner}: hyperedges[{edge}][{place - int(sizes[:edge].sum())}] is node "
+                f"{flat[place]}; nodes are numbered from 0{known}."
+            )
         return cls(
             torch.from_numpy(np.stack([flat.astype(np.int64), edge_numbers])),
             num_nodes=num_nodes,
@@ -136,13 +146,21 @@ class Hypergraph:
         Args:
             incidence: Non-negative entries: a dense tensor, a torch sparse tensor of any layout, a
                 NumPy array or a SciPy sparse matrix. Entries other than 0 and 1 are kept as weights
-                of the memberships.
+                of the memberships; an entry that a sparse matrix lists twice is their sum there.
             hyperedge_weight: One non-negative weight per hyperedge; 1 by default.
 
         Raises:
-            ValueError: If it is no matrix, or an entry is negative or not finite.
+            ValueError: If it is no matrix, or an entry is negative or not finite; the message says
+                which.
         """
         rows, columns, values, shape = _entries(incidence)
+        bad = (~(values >= 0) | values.isinf()).nonzero().flatten()
+        if len(bad):
+            place = int(bad[0])
+            raise ValueError(
+                "Hypergraph.from_incidence: incidence must be finite and at least 0; entry "
+                f"[{int(rows[place])}, {int(columns[place])}] is {float(values[place].detach()):g}."
+            )
         kept = values != 0
         index, values = torch.stack([rows[kept], columns[kept]]), values[kept]
         return cls(
@@ -179,10 +197,16 @@ class Hypergraph:
             else self.incidence_weight.to(device),
         )
 
-    def incidence_values(self, dtype: torch.dtype = torch.float32) -> Float[Tensor, " nnz"]:
-        """Return the weight of every membership, 1 where none was given."""
-        if self.incidence_weight is not None:
-            return self.incidence_weight.to(dtype)
+    def incidence_values(self, dtype: torch.dtype | None = None) -> Float[Tensor, " nnz"]:
+        """Return the weight of every membership, 1 where none was given.
+
+        Args:
+            dtype: Their type; by default float32, or float64 where they were given so.
+        """
+        weight = self.incidence_weight
+        if weight is not None:
+            return weight.to(dtype or torch.promote_types(weight.dtype, torch.float32))
+        dtype = dtype or torch.float32
         return torch.ones(self.hyperedge_index.shape[1], dtype=dtype, device=self.device)
 
     def incidence(self, dtype: torch.dtype = torch.float32) -> Tensor:
@@ -264,6 +288,20 @@ def check_pairs(
             )
         counts.append(count)
     return counts[0], counts[1]
+
+
+def check_finite_rows(owner: str, name: str, x: Tensor) -> None:
+    """Refuse features (n, d) that hold NaN or an infinity.
+
+    Raises:
+        ValueError: With the number of rows that do, and the first of them.
+    """
+    bad = (~torch.isfinite(x)).any(dim=1).nonzero().flatten()
+    if len(bad):
+        raise ValueError(
+            f"{owner}: {name} must be finite; {len(bad)} rows are not, the first is row "
+            f"{int(bad[0])}."
+        )
 
 
 def check_weights(owner: str, name: str, weight: Tensor, count: int) -> None:

@@ -166,7 +166,11 @@ class SparseFactor:
     def __init__(self, structure: Structure, values: Tensor) -> None:
         self.structure = structure
         self.values = values
-        self._kept: dict[str, Tensor] = {}
+        self._kept: dict[str, tuple[int, Tensor]] = {}
+
+    def __getstate__(self) -> dict[str, Any]:
+        """Leave out torch's own sparse tensors, which cannot be copied; they are made anew."""
+        return {**self.__dict__, "_kept": {}}
 
     @property
     def shape(self) -> tuple[int, int]:
@@ -189,23 +193,30 @@ class SparseFactor:
 
     def forward_matrix(self) -> Tensor:
         """Return the matrix as torch's own sparse tensor."""
-        return self._matrix("forward", self.structure.rows, self.shape, self.values)
+        return self._matrix("forward", self.structure.rows, self.shape)
 
     def backward_matrix(self) -> Tensor:
         """Return the transpose as torch's own sparse tensor."""
-        values = self.values if "backward" in self._kept else self.values[self.structure.order]
-        return self._matrix("backward", self.structure.columns, self.shape[::-1], values)
+        return self._matrix(
+            "backward", self.structure.columns, self.shape[::-1], self.structure.order
+        )
 
-    def _matrix(self, name: str, rows: Rows, shape: tuple[int, ...], values: Tensor) -> Tensor:
-        if name in self._kept:
-            return self._kept[name]
+    def _matrix(
+        self, name: str, rows: Rows, shape: tuple[int, ...], order: Tensor | None = None
+    ) -> Tensor:
+        # a copy in another order does not see what is changed in place
+        version = 0 if self.values.is_inference() else self.values._version
+        kept = self._kept.get(name)
+        if kept is not None and kept[0] == version:
+            return kept[1]
+        values = self.values if order is None else self.values[order]
         with warnings.catch_warnings():
             warnings.filterwarnings("ignore", message="Sparse (CSR tensor|invariant)")
             built = torch.sparse_csr_tensor(
                 rows.start, rows.columns, values.detach(), shape, check_invariants=False
             )
         if not self.values.requires_grad:  # learned entries change in place
-            self._kept[name] = built
+            self._kept[name] = version, built
         return built
 
 
@@ -302,7 +313,8 @@ def hypergraph_propagation(
     Args:
         hypergraph: The hypergraph; its weights may carry gradients.
         normalization: ``"symmetric"`` or ``"random-walk"``.
-        dtype: Type of the entries, that of the features it will be applied to.
+        dtype: Type of the entries, that of the features it will be applied to; at least single
+            precision, for half precision counts no further than 256 or 2048.
 
     Returns:
         An operator of shape (nodes, nodes).
@@ -318,6 +330,7 @@ def hypergraph_propagation(
     check_choice(
         "hypergraph_propagation", "normalization", normalization, ("symmetric", "random-walk")
     )
+    dtype = torch.promote_types(dtype, torch.float32)
     node, edge = hypergraph.hyperedge_index
     incidence = hypergraph.incidence_values(dtype)
     weight = hypergraph.hyperedge_weight
@@ -361,7 +374,7 @@ def graph_propagation(
         normalization: ``"symmetric"`` or ``"random-walk"``.
         self_loops: Whether to join each node with itself; a node that already has a loop keeps
             its weight.
-        dtype: Type of the entries.
+        dtype: Type of the entries; at least single precision.
 
     Returns:
         An operator of shape (nodes, nodes).
@@ -375,6 +388,7 @@ def graph_propagation(
     check_integer(owner, "num_nodes", num_nodes, low=1)
     check_pairs(owner, "edge_index", edge_index, {"source": num_nodes, "target": num_nodes})
     edge_index = edge_index.long()
+    dtype = torch.promote_types(dtype, torch.float32)
     if edge_weight is None:
         edge_weight = torch.ones(edge_index.shape[1], dtype=dtype, device=edge_index.device)
     check_weights(owner, "edge_weight", edge_weight, edge_index.shape[1])

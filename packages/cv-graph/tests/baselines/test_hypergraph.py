@@ -9,6 +9,7 @@ from cv_graph.baselines.hypergraph import (
     unigcn_propagation,
 )
 from cv_graph.hypergraph import Hypergraph
+from torch.utils._python_dispatch import TorchDispatchMode
 
 LISTS = [[0, 1, 2, 3], [2, 4], [], [5], [1, 3, 4, 6, 7], [0, 1, 2, 3], [6, 7, 0]]
 N, D = 9, 5  # node 8 is in no hyperedge
@@ -225,3 +226,54 @@ def test_weights_without_a_place_are_refused():
         hypergcn_propagation(edges, torch.tensor([[1.0], [torch.nan]]))
     with pytest.raises(ValueError, match="got an operator"):
         build(HyperGCN, fast=False)(features(), unigcn_propagation(hypergraph()))
+
+
+@pytest.mark.parametrize("kind", [HGNN, HGNNPlus, HyperGCN])
+def test_weights_of_hyperedges_are_taken_with_memberships(kind):
+    h, x = hypergraph(weighted=True), features()
+    for options in ({}, {"fast": False}) if kind is HyperGCN else ({},):
+        network = build(kind, **options)
+        found = network(x, h.hyperedge_index, h.hyperedge_weight)
+        torch.testing.assert_close(found, network(x, h))
+        assert not torch.allclose(found, network(x, h.hyperedge_index))
+        with pytest.raises(ValueError, match=f"{kind.__name__}: hyperedge_weight goes with an ind"):
+            network(x, h, h.hyperedge_weight)
+        with pytest.raises(TypeError, match=f"{kind.__name__}: hyperedge_index must be a tensor"):
+            network(x, h.lists())
+
+
+@pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16])
+@pytest.mark.parametrize("kind", NETWORKS)
+def test_half_precision_and_autocast(kind, dtype):
+    h, x = hypergraph(), features().float()
+    for options in ({}, {"fast": False}) if kind is HyperGCN else ({},):
+        network = build(kind, **options).float()
+        expected = network(x, h)
+        with torch.autocast("cpu", dtype=dtype):
+            torch.testing.assert_close(network(x, h).float(), expected, atol=0.1, rtol=0.05)
+        found = network.to(dtype)(x.to(dtype), h)
+        assert found.dtype == dtype
+        torch.testing.assert_close(found.float(), expected, atol=0.1, rtol=0.05)
+
+
+def test_pairs_of_a_large_hyperedge_are_not_all_held(monkeypatch):
+    monkeypatch.setattr("cv_graph.baselines.hypergraph._ENTRIES", 2000)
+    signal = torch.randn(400, 2, generator=generator(), dtype=torch.float64)
+    h = Hypergraph.from_lists([list(range(400)), [1, 2]])  # 79,800 pairs
+
+    class Largest(TorchDispatchMode):
+        entries = 0
+
+        def __torch_dispatch__(self, func, types, args=(), kwargs=None):
+            out = func(*args, **(kwargs or {}))
+            if isinstance(out, torch.Tensor):
+                self.entries = max(self.entries, out.numel())
+            return out
+
+    with Largest() as seen:
+        P = hypergcn_propagation(h, signal)
+    assert seen.entries < 4000
+    distance = torch.cdist(signal, signal)
+    ends = divmod(int(distance.argmax()), 400)
+    degree = (P.dense() > 0).sum(1)
+    assert sorted(degree.topk(2).indices.tolist()) == sorted(ends)

@@ -169,6 +169,15 @@ def test_hypergraphs_keep_their_hyperedges_and_nobody_is_left_out():
     assert problem_of(trial(data=load("digits-hypergraph"))).rule == "power"
 
 
+def test_hyperedges_that_were_added_leave_no_power():
+    data = hypergraph_data()
+    index = torch.cat([data.hyperedge_index, torch.tensor([[5, 6], [3, 7]])], dim=1)
+    square = dataclasses.replace(data, hyperedge_index=index)  # 8 hyperedges, 4 and 7 in none
+    problem = problem_of(trial(data=square))
+    assert (problem.hypergraph.num_hyperedges, problem.rule) == (10, "gram")
+    assert len(orders(problem, chosen=(1, 2))) == 2
+
+
 def test_published_splits_are_taken_by_the_seed():
     data = hypergraph_data()
     problem = problem_of(trial(data=data))

@@ -50,6 +50,7 @@ def test_networkx_graphs_and_their_errors():
         networkx_interop.from_networkx(path)
 
 
+@pytest.mark.filterwarnings("ignore:Sparse (CSR tensor|invariant):UserWarning")  # DHG, once
 def test_there_and_back_through_dhg():
     pytest.importorskip("dhg", reason="DHG is not installed")
     h = Hypergraph.from_lists(

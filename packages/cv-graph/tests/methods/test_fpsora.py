@@ -1,4 +1,5 @@
 import pickle
+import tracemalloc
 
 import numpy as np
 import pytest
@@ -405,3 +406,13 @@ def test_transform_needs_a_fit_and_the_same_columns():
         FPSORA().transform(X)
     with pytest.raises(ValueError, match="FPSORA is expecting 4 features"):
         FPSORA(max_iter=1).fit(X).transform(X[:, :3])
+
+
+def test_new_samples_are_placed_without_holding_all_differences():
+    model = FPSORA(2, 10, max_iter=1).fit(samples(n=40, p=300))
+    new = samples(seed=1, n=200, p=300)
+    tracemalloc.start()
+    model.transform(new)
+    _, peak = tracemalloc.get_traced_memory()
+    tracemalloc.stop()
+    assert peak < 0.6 * 8 * 200 * 10 * 300

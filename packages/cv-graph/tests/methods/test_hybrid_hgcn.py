@@ -331,3 +331,31 @@ def test_bad_options_and_input_are_refused():
     with pytest.raises(ValueError, match="must not carry gradients"):
         hypergraph_power(learned, 2)
     assert hypergraph_power(learned, 1).incidence_weight is learned.incidence_weight
+
+
+def test_weights_of_hyperedges_and_a_single_operator_are_taken():
+    hypergraph, x = knn_hypergraph(features(), 4), features()
+    weight = torch.rand(10, generator=generator(), dtype=torch.float64) + 0.1
+    weighted = Hypergraph(hypergraph.hyperedge_index, hyperedge_weight=weight)
+    model = network()
+    found = model(x, hypergraph.hyperedge_index, weight)
+    torch.testing.assert_close(found, model(x, weighted))
+    assert not torch.allclose(found, model(x, hypergraph))
+    operators = order_propagations(hypergraph, dtype=torch.float64)
+    for given in (weighted, operators):
+        with pytest.raises(ValueError, match="HybridHGCN: hyperedge_weight goes with an index"):
+            model(x, given, weight)
+    one = network(orders=(1,))
+    assert torch.equal(one(x, operators[0]), one(x, operators[:1]))
+    with pytest.raises(ValueError, match="HybridHGCN: one operator"):
+        model(x, operators[0])
+
+
+@pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16])
+def test_half_precision(dtype):
+    x, model = features().float(), network().float()
+    hypergraph = knn_hypergraph(x, 4)
+    expected = model(x, hypergraph)
+    model = model.to(dtype)
+    for given in (x.to(dtype), sparse_features(x.to(dtype))):
+        torch.testing.assert_close(model(given, hypergraph).float(), expected, atol=0.05, rtol=0.05)

@@ -5,13 +5,13 @@ from __future__ import annotations
 from abc import abstractmethod
 
 import torch
-from cv_core.checks import check_finite, check_floating, check_integer, check_range, check_shape
+from cv_core.checks import check_floating, check_integer, check_range, check_shape
 from jaxtyping import Float
 from torch import Tensor, nn
 from torch.nn import functional
 
-from cv_graph.conv import HypergraphConv
-from cv_graph.hypergraph import Hypergraph, check_pairs
+from cv_graph.conv import HypergraphConv, checked
+from cv_graph.hypergraph import Hypergraph, check_finite_rows
 from cv_graph.propagation import (
     Propagation,
     graph_propagation,
@@ -67,7 +67,10 @@ class HypergraphNetwork(nn.Module):
         """
 
     def forward(
-        self, x: Float[Tensor, "n d"], hyperedge_index: Tensor | Hypergraph | Propagation
+        self,
+        x: Float[Tensor, "n d"],
+        hyperedge_index: Tensor | Hypergraph | Propagation,
+        hyperedge_weight: Float[Tensor, " m"] | None = None,
     ) -> Float[Tensor, "n q"]:
         """Return logits.
 
@@ -75,6 +78,7 @@ class HypergraphNetwork(nn.Module):
             x: (n, in_channels) node features.
             hyperedge_index: (2, nnz) memberships, node then hyperedge; a hypergraph; or the
                 prepared operator, which is what to pass in training.
+            hyperedge_weight: (m,) non-negative weights, with memberships only.
 
         Returns:
             (n, out_channels).
@@ -83,23 +87,22 @@ class HypergraphNetwork(nn.Module):
             TypeError: If the features or indices have the wrong type.
             ValueError: If shapes do not fit or an index is out of range.
         """
-        given = self._checked(x, hyperedge_index)
+        given = self._checked(x, hyperedge_index, hyperedge_weight)
         operator = given if isinstance(given, Propagation) else self.operator(given, x)
         hidden = functional.relu(self.conv1(x, operator))
         hidden = functional.dropout(hidden, self.dropout, training=self.training)
         return self.conv2(hidden, operator)
 
     def _checked(
-        self, x: Tensor, hyperedge_index: Tensor | Hypergraph | Propagation
+        self,
+        x: Tensor,
+        hyperedge_index: Tensor | Hypergraph | Propagation,
+        hyperedge_weight: Tensor | None,
     ) -> Hypergraph | Propagation:
         owner = type(self).__name__
         check_floating(owner, "x", x)
         n = check_shape(owner, "x", x, "n d", d=self.conv1.in_channels)["n"]
-        if not isinstance(hyperedge_index, Tensor):
-            return hyperedge_index
-        sizes = {"node": n, "hyperedge": None}
-        check_pairs(owner, "hyperedge_index", hyperedge_index, sizes)
-        return Hypergraph(hyperedge_index, num_nodes=n)
+        return checked(owner, hyperedge_index, hyperedge_weight, n)
 
 
 class HGNN(HypergraphNetwork):
@@ -197,7 +200,10 @@ class HyperGCN(HypergraphNetwork):
         return hypergcn_propagation(hypergraph, x.detach())
 
     def forward(
-        self, x: Float[Tensor, "n d"], hyperedge_index: Tensor | Hypergraph | Propagation
+        self,
+        x: Float[Tensor, "n d"],
+        hyperedge_index: Tensor | Hypergraph | Propagation,
+        hyperedge_weight: Float[Tensor, " m"] | None = None,
     ) -> Float[Tensor, "n q"]:
         """Return logits.
 
@@ -205,6 +211,7 @@ class HyperGCN(HypergraphNetwork):
             x: (n, in_channels) node features.
             hyperedge_index: (2, nnz) memberships, a hypergraph, or, with ``fast``, the prepared
                 operator.
+            hyperedge_weight: (m,) non-negative weights, with memberships only.
 
         Returns:
             (n, out_channels).
@@ -215,8 +222,8 @@ class HyperGCN(HypergraphNetwork):
                 without ``fast``.
         """
         if self.fast:
-            return super().forward(x, hyperedge_index)
-        hypergraph = self._checked(x, hyperedge_index)
+            return super().forward(x, hyperedge_index, hyperedge_weight)
+        hypergraph = self._checked(x, hyperedge_index, hyperedge_weight)
         if isinstance(hypergraph, Propagation):
             raise ValueError(
                 "HyperGCN: hyperedge_index must be a hypergraph or its memberships with "
@@ -228,7 +235,7 @@ class HyperGCN(HypergraphNetwork):
 
     def _layer(self, conv: HypergraphConv, x: Tensor, hypergraph: Hypergraph) -> Tensor:
         signal = x @ conv.weight
-        out = self.operator(hypergraph, signal)(signal)
+        out = self.operator(hypergraph, signal)(signal).to(conv.weight.dtype)
         return out if conv.bias is None else out + conv.bias
 
 
@@ -247,7 +254,7 @@ def unigcn_propagation(
     Args:
         hypergraph: A hypergraph without weights.
         self_loops: Whether every node first gets a hyperedge of its own, unless it has one.
-        dtype: Type of the entries.
+        dtype: Type of the entries; at least single precision.
 
     Returns:
         An operator of shape (nodes, nodes).
@@ -257,6 +264,7 @@ def unigcn_propagation(
     """
     owner = "unigcn_propagation"
     _refuse_weights(owner, hypergraph, edges=True)
+    dtype = torch.promote_types(dtype, torch.float32)
     node, edge = hypergraph.hyperedge_index
     m, n = hypergraph.num_hyperedges, hypergraph.num_nodes
     if self_loops:
@@ -293,7 +301,7 @@ def hypergcn_propagation(hypergraph: Hypergraph, signal: Float[Tensor, "n d"]) -
         signal: (n, d) what the pairs are chosen by.
 
     Returns:
-        An operator of shape (nodes, nodes), of the signal's type.
+        An operator of shape (nodes, nodes), of the signal's type, at least single precision.
 
     Raises:
         TypeError: If the signal is not floating-point.
@@ -302,8 +310,9 @@ def hypergcn_propagation(hypergraph: Hypergraph, signal: Float[Tensor, "n d"]) -
     owner = "hypergcn_propagation"
     check_floating(owner, "signal", signal)
     check_shape(owner, "signal", signal, "n d", n=hypergraph.num_nodes)
-    check_finite(owner, "signal", signal)
+    check_finite_rows(owner, "signal", signal)
     _refuse_weights(owner, hypergraph, edges=False)
+    signal = signal.to(torch.promote_types(signal.dtype, torch.float32))
     node, edge = hypergraph.hyperedge_index
     size = torch.bincount(edge, minlength=hypergraph.num_hyperedges)
     kept = size[edge] > 1
@@ -332,28 +341,33 @@ def _farthest(node: Tensor, edge: Tensor, size: Tensor, signal: Tensor) -> tuple
     a hyperedge without memberships means nothing.
     """
     count = torch.bincount(edge, minlength=len(size))
-    end = count.cumsum(0)
     place = torch.arange(len(node), device=node.device)
-    later = end[edge] - 1 - place  # members of the same hyperedge behind this one
-    first = place.repeat_interleave(later)
-    begin = later.cumsum(0) - later
-    second = first + 1 + torch.arange(len(first), device=node.device) - begin[first]
+    later = count.cumsum(0)[edge] - 1 - place  # members of the same hyperedge behind this one
     step = max(1, _ENTRIES // signal.shape[1])
-    distance = torch.cat(
-        [
-            (signal[node[a]] - signal[node[b]]).square().sum(dim=1)
-            for a, b in zip(first.split(step), second.split(step), strict=True)
-        ]
-    )
-    pair_edge = edge[first]
-    largest = distance.new_zeros(len(size)).scatter_reduce(0, pair_edge, distance, "amax")
-    tied = (distance == largest[pair_edge]).nonzero().flatten()
-    best = torch.zeros_like(size).scatter_reduce(
-        0, pair_edge[tied], tied, "amin", include_self=False
-    )
-    if not len(first):
-        return best, best
-    return node[first[best]], node[second[best]]
+    chunk = (later.cumsum(0) - later) // step  # of about so many pairs
+    largest = signal.new_full((len(size),), -1.0)
+    one, other = torch.zeros_like(size), torch.zeros_like(size)
+    for places in place.split(chunk.unique_consecutive(return_counts=True)[1].tolist()):
+        first = places.repeat_interleave(later[places])
+        begin = later[places].cumsum(0) - later[places]
+        second = first + 1 + torch.arange(len(first), device=node.device)
+        second -= begin.repeat_interleave(later[places])
+        distance = torch.cat(
+            [
+                (signal[node[a]] - signal[node[b]]).square().sum(dim=1)
+                for a, b in zip(first.split(step), second.split(step), strict=True)
+            ]
+        )
+        # of equal distances the first pair: later chunks must be greater
+        edges, of = edge[first].unique_consecutive(return_inverse=True)
+        here = distance.new_zeros(len(edges)).scatter_reduce(0, of, distance, "amax")
+        tied = (distance == here[of]).nonzero().flatten()
+        best = torch.zeros_like(edges).scatter_reduce(0, of[tied], tied, "amin", include_self=False)
+        greater = here > largest[edges]
+        edges, best = edges[greater], best[greater]
+        largest[edges] = here[greater]
+        one[edges], other[edges] = node[first[best]], node[second[best]]
+    return one, other
 
 
 def _refuse_weights(owner: str, hypergraph: Hypergraph, *, edges: bool) -> None:

@@ -73,9 +73,10 @@ def _problem(data: Any, neighbours: int, nodes: int) -> Problem:
         hypergraph = neighborhood_hypergraph(data.edge_index, num_nodes=len(data.y))
         return _finished(data.x, data.y, hypergraph, "power")
     hypergraph = Hypergraph(data.hyperedge_index, num_nodes=len(data.y))
-    is_square = hypergraph.num_hyperedges == hypergraph.num_nodes
-    rule: Rule = "power" if is_square else "gram"
-    return _finished(data.x, data.y, with_nobody_left_out(hypergraph), rule)
+    whole = with_nobody_left_out(hypergraph)
+    counts = {hypergraph.num_hyperedges, whole.num_hyperedges, whole.num_nodes}
+    rule: Rule = "power" if len(counts) == 1 else "gram"  # hyperedges that were added end it
+    return _finished(data.x, data.y, whole, rule)
 
 
 def _of_features(x: Tensor, y: Tensor, neighbours: int) -> Problem:

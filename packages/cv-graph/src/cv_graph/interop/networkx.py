@@ -73,6 +73,8 @@ def from_networkx(graph: Any) -> Hypergraph:
 def edge_index_from_networkx(graph: Any) -> Int[Tensor, "2 e"]:
     """Return a graph's edges in PyG's format, nodes numbered in the order of ``graph.nodes``.
 
+    Weights of edges are left out.
+
     Args:
         graph: A ``networkx`` graph; an undirected edge is listed both ways, a loop once.
     """

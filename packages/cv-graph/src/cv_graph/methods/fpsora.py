@@ -233,7 +233,7 @@ class FPSORA(ClassNamePrefixFeaturesOutMixin, TransformerMixin, BaseEstimator):
         search = NearestNeighbors(n_neighbors=min(self.n_neighbors, len(self._training)))
         index = search.fit(self._training).kneighbors(X, return_distance=False)
         # by plain differences: the search's own distances are not exactly 0 for a training sample
-        distances = np.square(X[:, None] - self._training[index]).sum(axis=2)
+        distances = _squared_distances(X, self._training, index)
         weights = inverse_distance_weights(distances, eps=self.eps)
         missed = np.einsum("nk,nkd->nd", weights, self._missed[index])
         placed: np.ndarray = (X - self.mean_) @ self.components_.T + missed
@@ -283,12 +283,12 @@ class FPSORA(ClassNamePrefixFeaturesOutMixin, TransformerMixin, BaseEstimator):
         """Take the steps; return coordinates, last weights and the course of the objective."""
         weights = first
         pieces = list(_pieces(neighbors, first))
-        distances = _edge_distances(Y, neighbors)
+        distances = _squared_distances(Y, Y, neighbors)
         history = [_objective(first, distances)]
         while len(history) <= self.max_iter and history[-1] > 0:
             weights = inverse_distance_weights(distances, eps=self.eps)
             Y = self._moved(Y, pieces, graph_laplacian(_symmetric(neighbors, weights**2)))
-            distances = _edge_distances(Y, neighbors)
+            distances = _squared_distances(Y, Y, neighbors)
             history.append(_objective(first, distances))
             if history[-2] - history[-1] <= self.tol * history[-2] and self.tol > 0:
                 break
@@ -362,11 +362,12 @@ def _pieces(neighbors: Int[np.ndarray, "n k"], first: Float[np.ndarray, "n k"]) 
         yield _Piece(nodes, psd_sqrt_pinv(block), psd_null_space(block))
 
 
-def _edge_distances(
-    Y: Float[np.ndarray, "n d"], neighbors: Int[np.ndarray, "n k"]
+def _squared_distances(
+    X: Float[np.ndarray, "n d"], others: Float[np.ndarray, "m d"], index: Int[np.ndarray, "n k"]
 ) -> Float[np.ndarray, "n k"]:
+    """Return the squared distances of each row of X to the other rows that the index names."""
     # a column at a time, so that no (n, k, d) array is held
-    return np.stack([np.square(Y - Y[column]).sum(axis=1) for column in neighbors.T], axis=1)
+    return np.stack([np.square(X - others[column]).sum(axis=1) for column in index.T], axis=1)
 
 
 def _objective(weights: np.ndarray, distances: np.ndarray) -> float:

@@ -41,8 +41,8 @@ from jaxtyping import Float, Int
 from torch import Tensor, nn
 from torch.nn import functional
 
-from cv_graph.conv import HypergraphConv
-from cv_graph.hypergraph import Hypergraph, check_pairs
+from cv_graph.conv import HypergraphConv, checked
+from cv_graph.hypergraph import Hypergraph
 from cv_graph.propagation import Propagation, hypergraph_propagation, sparse_factor
 
 Mix = Literal["max", "mean", "attention"]
@@ -156,7 +156,8 @@ def sparse_features(X: Float[Tensor, "n d"]) -> Propagation:
     check_floating("sparse_features", "X", X)
     n, d = check_shape("sparse_features", "X", X, "n d").values()
     row, column = X.nonzero(as_tuple=True)
-    return Propagation(sparse_factor(row, column, X[row, column], (n, d)))
+    values = X[row, column].to(torch.promote_types(X.dtype, torch.float32))
+    return Propagation(sparse_factor(row, column, values, (n, d)))
 
 
 class HybridHGCN(nn.Module):
@@ -225,7 +226,8 @@ class HybridHGCN(nn.Module):
     def forward(
         self,
         x: Float[Tensor, "n d"] | Propagation,
-        hyperedge_index: Int[Tensor, "2 nnz"] | Hypergraph | Sequence[Propagation],
+        hyperedge_index: Int[Tensor, "2 nnz"] | Hypergraph | Propagation | Sequence[Propagation],
+        hyperedge_weight: Float[Tensor, " m"] | None = None,
     ) -> Float[Tensor, "n q"]:
         """Return logits.
 
@@ -233,6 +235,7 @@ class HybridHGCN(nn.Module):
             x: (n, in_channels) node features, or ``sparse_features`` of them.
             hyperedge_index: One prepared operator per order, as ``order_propagations`` makes them;
                 or a hypergraph or its (2, nnz) memberships, prepared anew in every call.
+            hyperedge_weight: (m,) non-negative weights, with memberships only.
 
         Returns:
             (n, out_channels).
@@ -241,7 +244,7 @@ class HybridHGCN(nn.Module):
             TypeError: If the features or indices have the wrong type.
             ValueError: If shapes do not fit or an index is out of range.
         """
-        branches = self.branches(x, hyperedge_index)
+        branches = self.branches(x, hyperedge_index, hyperedge_weight)
         if self.mix == "max":
             return branches.max(dim=0).values  # at a tie the gradient goes to one branch
         if self.attention is None:
@@ -252,15 +255,17 @@ class HybridHGCN(nn.Module):
     def branches(
         self,
         x: Float[Tensor, "n d"] | Propagation,
-        hyperedge_index: Int[Tensor, "2 nnz"] | Hypergraph | Sequence[Propagation],
+        hyperedge_index: Int[Tensor, "2 nnz"] | Hypergraph | Propagation | Sequence[Propagation],
+        hyperedge_weight: Float[Tensor, " m"] | None = None,
     ) -> Float[Tensor, "k n q"]:
         """Return the logits of every order before they are mixed.
 
         Args:
             x: (n, in_channels) node features, or ``sparse_features`` of them.
             hyperedge_index: As in ``forward``.
+            hyperedge_weight: As in ``forward``.
         """
-        operators = self._operators(x, hyperedge_index)
+        operators = self._operators(x, hyperedge_index, hyperedge_weight)
         first = [cast("HypergraphConv", conv) for conv in self.conv1]
         # P (X T) is (P X) T: the narrow side is propagated, and shared weights multiply once.
         projected = [
@@ -270,13 +275,17 @@ class HybridHGCN(nn.Module):
         for k, operator in enumerate(operators):
             place = k % len(first)
             hidden, bias = operator(projected[place]), first[place].bias
+            hidden = hidden.to(first[place].weight.dtype)  # half precision is propagated in single
             hidden = functional.relu(hidden if bias is None else hidden + bias)
             hidden = functional.dropout(hidden, self.dropout, training=self.training)
             found.append(self.conv2[place](hidden, operator))
         return torch.stack(found)
 
     def _operators(
-        self, x: Tensor | Propagation, given: Tensor | Hypergraph | Sequence[Propagation]
+        self,
+        x: Tensor | Propagation,
+        given: Tensor | Hypergraph | Propagation | Sequence[Propagation],
+        hyperedge_weight: Tensor | None,
     ) -> Sequence[Propagation]:
         owner = "HybridHGCN"
         if isinstance(x, Propagation):
@@ -286,11 +295,16 @@ class HybridHGCN(nn.Module):
         else:
             check_floating(owner, "x", x)
             n, dtype = check_shape(owner, "x", x, "n d", d=self.in_channels)["n"], x.dtype
-        if isinstance(given, Tensor):
-            check_pairs(owner, "hyperedge_index", given, {"node": n, "hyperedge": None})
-            given = Hypergraph(given, num_nodes=n)
-        if isinstance(given, Hypergraph):
-            given = order_propagations(given, self.orders, dtype=dtype)
+        if isinstance(given, Tensor | Hypergraph | Propagation):
+            made = checked(owner, given, hyperedge_weight, n)
+            if isinstance(made, Propagation):
+                given = [made]
+            else:
+                given = order_propagations(made, self.orders, dtype=dtype)
+        elif hyperedge_weight is not None:
+            raise ValueError(
+                f"{owner}: hyperedge_weight goes with an index only: operators have their own."
+            )
         shapes = [operator.shape for operator in given]
         if shapes != [(n, n)] * len(self.orders):
             raise ValueError(
