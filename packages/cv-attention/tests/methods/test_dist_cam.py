@@ -359,3 +359,13 @@ def test_what_cannot_be_explained_is_refused(images):
     twice = nn.Sequential(model.body, model.act, model.act)
     with pytest.raises(ValueError, match="DistCAM: layer must run once in a pass; it ran 2"):
         DistCAM(twice, "1").features(images)
+
+
+def test_a_compiled_network_is_explained_as_the_plain_one():
+    pytest.importorskip("torch", "2.6", "older torch cannot run compiled networks uncompiled")
+    plain = nn.Sequential(nn.Conv2d(3, 4, 3), nn.ReLU(), nn.AdaptiveAvgPool2d(1), nn.Flatten())
+    images = torch.rand(2, 3, 8, 8, generator=torch.Generator().manual_seed(0))
+    expected = DistCAM(plain, "1").features(images)
+    compiled = torch.compile(plain, backend="eager")
+    compiled(images)  # traced before any hook
+    assert torch.equal(DistCAM(compiled, "_orig_mod.1").features(images), expected)

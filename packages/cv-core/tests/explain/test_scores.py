@@ -1,6 +1,9 @@
 import pytest
 import torch
-from cv_core.explain.scores import decide, eager, resolve_target, score
+from cv_core.explain.attribution import Occlusion
+from cv_core.explain.faithfulness import deletion_curve
+from cv_core.explain.scores import decide, eager, outputs_of, resolve_target, score
+from cv_core.random import torch_generator
 from torch import nn
 
 
@@ -66,3 +69,21 @@ def test_compiled_networks_call_hooks_in_an_eager_block():
     assert len(seen) == 4
     with torch.no_grad(), eager(parts):  # nothing to do for a plain one
         parts(x)
+
+
+def test_no_more_images_than_asked_for_go_through_the_network_at_once():
+    largest = []
+
+    class Net(nn.Module):
+        def forward(self, x):
+            largest.append(len(x))
+            return x.flatten(1)[:, :3]
+
+    inputs = torch.rand(10, 3, 4, 4, generator=torch_generator(0, "inputs"))
+    outputs = outputs_of(Net(), inputs, 4)
+    assert torch.equal(outputs, inputs.flatten(1)[:, :3])
+    assert torch.equal(decide(Net(), inputs, None, "test", 4), outputs.argmax(1))
+    assert max(largest) == 4
+    Occlusion(Net(), window=2, batch_size=4).attribute(inputs)
+    deletion_curve(Net(), inputs, inputs.mean(1), batch_size=4, steps=2)
+    assert max(largest) == 4

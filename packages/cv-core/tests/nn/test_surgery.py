@@ -52,7 +52,7 @@ def test_a_pattern_that_selects_nothing_names_the_nearest(model):
         find(model, "layer1.0.conv3")
     with pytest.raises(ValueError, match="no module of class LSTM"):
         find(model, nn.LSTM)
-    with pytest.raises(TypeError, match="a name pattern or a class"):
+    with pytest.raises(TypeError, match="a name pattern, a class"):
         find(model, [3])
 
 
@@ -235,3 +235,13 @@ def test_a_copy_keeps_the_wrapper_around_a_module_that_copies_itself():
     wrapper = Doubled(torch.fx.symbolic_trace(nn.Linear(2, 2)))  # has its own __deepcopy__
     x = torch.ones(1, 2)
     assert torch.equal(copy.deepcopy(wrapper)(x), 2 * wrapper.inner(x))
+
+
+def test_a_module_selects_itself_and_nothing_selects_nothing():
+    model = nn.Sequential(nn.Linear(2, 2), nn.Sequential(nn.Linear(2, 2)))
+    assert list(find(model, model[1][0])) == ["1.0"]
+    assert list(find(model, [model[0], nn.Sequential])) == ["0", "1"]
+    with pytest.raises(ValueError, match="the Linear given is no part of this Sequential"):
+        find(model, nn.Linear(2, 2))
+    with pytest.raises(ValueError, match="must not be empty"):
+        find(model, [])

@@ -21,7 +21,9 @@ from cv_core.explain.scores import (
     Target,
     check_images,
     chunks,
+    decide,
     eager,
+    outputs_of,
     recordable,
     resolve_target,
     score,
@@ -69,7 +71,7 @@ class GradCAM:
 
     Args:
         model: A classifier.
-        layer: The name of one layer with an output ``(B, C, h, w)``.
+        layer: One layer, or its name, with an output ``(B, C, h, w)``.
         reshape: Turns another output, such as tokens, into ``(B, C, h, w)``.
         relu: Whether negative evidence is cut off.
 
@@ -85,7 +87,7 @@ class GradCAM:
     def __init__(
         self,
         model: nn.Module,
-        layer: str,
+        layer: str | nn.Module,
         *,
         reshape: Callable[[Tensor], Tensor] | None = None,
         relu: bool = True,
@@ -230,8 +232,7 @@ class IntegratedGradients:
         """
         owner = "IntegratedGradients"
         check_images(owner, inputs)
-        with torch.no_grad():
-            classes = resolve_target(self.model(inputs), target, owner)
+        classes = decide(self.model, inputs, target, owner, self.batch_size)
         start = torch.as_tensor(self.baseline).detach().to(inputs).expand_as(inputs)
         difference = inputs.detach() - start
         nodes, weights = np.polynomial.legendre.leggauss(self.steps)
@@ -302,7 +303,7 @@ class Occlusion:
             )
         rows, columns = (self._bands(size, inputs.device) for size in inputs.shape[2:])
         with torch.no_grad():
-            outputs = self.model(inputs)
+            outputs = outputs_of(self.model, inputs, self.batch_size)
             classes = resolve_target(outputs, target, "Occlusion")
             plain = score(outputs, classes, "Occlusion")
             total = inputs.new_zeros(len(inputs), *inputs.shape[2:], dtype=torch.float32)

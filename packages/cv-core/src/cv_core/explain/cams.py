@@ -31,7 +31,7 @@ class LayerCAM(GradCAM):
 
     Args:
         model: A classifier.
-        layer: The name of one layer with an output ``(B, C, h, w)``.
+        layer: One layer, or its name, with an output ``(B, C, h, w)``.
         reshape: Turns another output, such as tokens, into ``(B, C, h, w)``.
         relu: Whether negative evidence is cut off.
 
@@ -61,7 +61,7 @@ class GradCAMPlusPlus(GradCAM):
 
     Args:
         model: A classifier.
-        layer: The name of one layer with an output ``(B, C, h, w)``, non-negative as after a ReLU.
+        layer: One layer, or its name, with an output ``(B, C, h, w)``, not negative.
         reshape: Turns another output, such as tokens, into ``(B, C, h, w)``.
         relu: Whether negative evidence is cut off.
 
@@ -91,7 +91,7 @@ class ScoreCAM:
 
     Args:
         model: A classifier.
-        layer: The name of one layer with an output ``(B, C, h, w)``.
+        layer: One layer, or its name, with an output ``(B, C, h, w)``.
         reshape: Turns another output, such as tokens, into ``(B, C, h, w)``.
         batch_size: How many masked images go through the network at once. On a CPU few at once are
             fastest, and images in ``torch.channels_last``, which the masked ones keep.
@@ -108,7 +108,7 @@ class ScoreCAM:
     def __init__(
         self,
         model: nn.Module,
-        layer: str,
+        layer: str | nn.Module,
         *,
         reshape: Callable[[Tensor], Tensor] | None = None,
         batch_size: int = 16,

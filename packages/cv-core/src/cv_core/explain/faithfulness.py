@@ -7,7 +7,7 @@ from jaxtyping import Bool, Float
 from torch import Tensor, nn
 
 from cv_core.checks import check_finite, check_integer, check_same_shape, check_shape
-from cv_core.explain.scores import chunks, resolve_target
+from cv_core.explain.scores import chunks, decide
 
 
 def energy_in_mask(
@@ -132,8 +132,7 @@ def _prepare(
     check_finite(owner, "maps", maps)
     check_integer(owner, "steps", steps, low=1)
     check_integer(owner, "batch_size", batch_size, low=1)
-    with torch.no_grad():
-        classes = resolve_target(model(inputs), target, owner)
+    classes = decide(model, inputs, target, owner, batch_size)
     if not isinstance(classes, Tensor):
         raise TypeError(f"{owner}: target must be a class, classes or None; got a function.")
     order = maps.flatten(1).argsort(dim=1, descending=True, stable=True)

@@ -156,7 +156,7 @@ def road(
         check_range(owner, "fractions", fraction, low=0.0, high=1.0, high_open=True)
     check_range(owner, "noise", noise, low=0.0)
     check_integer(owner, "batch_size", batch_size, low=1)
-    classes = decide(model, inputs, target, owner)
+    classes = decide(model, inputs, target, owner, batch_size)
     if not isinstance(classes, Tensor):
         raise TypeError(f"{owner}: target must be a class, classes or None; got a function.")
     most, least = (_ranks(maps, descending=descending) for descending in (True, False))

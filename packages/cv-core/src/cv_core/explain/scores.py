@@ -63,7 +63,7 @@ def resolve_target(outputs: Tensor, target: Target, owner: str) -> Tensor | Call
 
 
 def decide(
-    model: nn.Module, inputs: Tensor, target: Target, owner: str
+    model: nn.Module, inputs: Tensor, target: Target, owner: str, batch_size: int | None = None
 ) -> Tensor | Callable[..., Tensor]:
     """Resolve a target on the images as they are, before anything is done to them.
 
@@ -72,12 +72,27 @@ def decide(
         inputs: Images ``(B, C, H, W)``.
         target: See ``Target``.
         owner: Who asks, for the messages.
+        batch_size: How many images go through the network at once; all by default.
 
     Returns:
         What ``resolve_target`` returns.
     """
+    return resolve_target(outputs_of(model, inputs, batch_size), target, owner)
+
+
+def outputs_of(model: nn.Module, inputs: Tensor, batch_size: int | None = None) -> Tensor:
+    """Return a network's outputs without gradients, so many images at a time.
+
+    Args:
+        model: A classifier, used in the mode it is in.
+        inputs: Images ``(B, C, H, W)``.
+        batch_size: How many images go through the network at once; all by default.
+    """
     with torch.no_grad():
-        return resolve_target(model(inputs), target, owner)
+        if batch_size is None or len(inputs) <= batch_size:
+            outputs: Tensor = model(inputs)
+            return outputs
+        return torch.cat([model(part) for part in inputs.split(batch_size)])
 
 
 def chunks(total: int, size: int, device: torch.device) -> Iterator[Tensor]:

@@ -86,7 +86,7 @@ class SmoothGrad:
         """
         check_images("SmoothGrad", inputs)
         inputs = inputs.detach()
-        classes = decide(self.model, inputs, target, "SmoothGrad")
+        classes = decide(self.model, inputs, target, "SmoothGrad", self.batch_size)
         span = inputs.amax((1, 2, 3)) - inputs.amin((1, 2, 3))
         sigma = (self.noise * span).view(-1, 1, 1, 1)
         total = inputs.new_zeros(len(inputs), *inputs.shape[2:], dtype=torch.float32)

@@ -84,7 +84,8 @@ def axial_attention(
     def rows(x: Tensor) -> Tensor:  # (B * lines, heads, positions, channels of a head)
         split = x.reshape(len(x), heads, -1, *x.shape[2:])
         order = (0, 3, 1, 4, 2) if axis == "width" else (0, 4, 1, 3, 2)
-        return split.permute(order).flatten(0, 1)  # the fused kernels take four axes, not five
+        # the fused kernels take four axes, not five, and channels side by side
+        return split.permute(order).flatten(0, 1).contiguous()
 
     out = scaled_dot_product_attention(rows(query), rows(key), rows(value), scale=scale)
     order = (0, 2, 4, 1, 3) if axis == "width" else (0, 2, 4, 3, 1)
@@ -138,7 +139,9 @@ class NonLocalBlock(nn.Module):
     def _tokens(self, x: Tensor) -> tuple[Tensor, Tensor, Tensor]:
         check_shape("NonLocalBlock", "x", x, "b c ...", c=self.channels)
         flat = x.flatten(2)
-        return self.t(flat).mT, self.p(flat).mT, self.g(flat).mT
+        query, key, value = (layer(flat).mT for layer in (self.t, self.p, self.g))
+        # the fused kernels want a token's channels side by side, or the map is formed after all
+        return query.contiguous(), key.contiguous(), value.contiguous()
 
     def maps(self, x: Float[Tensor, "b c *positions"]) -> Float[Tensor, "b p p"]:
         """Return the weights ``(B, P, P)`` of the P positions, row-major; rows sum to 1."""

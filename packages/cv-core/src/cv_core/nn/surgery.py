@@ -17,8 +17,9 @@ from torch import nn
 
 from cv_core.checks import nearest
 
-Where = str | type[nn.Module] | Sequence[str | type[nn.Module]]
-"""A glob pattern over module names, a class of modules, or several of these."""
+Choice = str | type[nn.Module] | nn.Module
+Where = Choice | Sequence[Choice]
+"""A glob pattern over module names, a class of modules, a module itself, or several of these."""
 
 
 @lru_cache(maxsize=256)
@@ -56,7 +57,9 @@ def find(model: nn.Module, where: Where) -> dict[str, nn.Module]:
         >>> list(find(model, "*")), list(find(model, nn.Conv2d))
         (['0', '1', '2'], ['0', '2'])
     """
-    choices = [where] if isinstance(where, (str, type)) else list(where)
+    choices = [where] if isinstance(where, (str, type, nn.Module)) else list(where)
+    if not choices:
+        raise ValueError("find: where must not be empty: it would select no module.")
     modules = dict(model.named_modules(remove_duplicate=False))
     selected: set[str] = set()
     for choice in choices:
@@ -67,16 +70,22 @@ def find(model: nn.Module, where: Where) -> dict[str, nn.Module]:
     return {name: module for name, module in modules.items() if name in selected}
 
 
-def _selects(choice: str | type[nn.Module], name: str, module: nn.Module) -> bool:
+def _selects(choice: Choice, name: str, module: nn.Module) -> bool:
+    if isinstance(choice, nn.Module):
+        return module is choice
     if isinstance(choice, str):
         return name == choice or bool(name and _compiled(choice).fullmatch(name))
     if isinstance(choice, type) and issubclass(choice, nn.Module):
         return bool(name) and isinstance(module, choice)
-    raise TypeError(f"find: where must be a name pattern or a class of modules; got {choice!r}.")
+    raise TypeError(
+        f"find: where must be a name pattern, a class of modules or a module; got {choice!r}."
+    )
 
 
-def _nothing_found(model: nn.Module, choice: str | type[nn.Module], names: list[str]) -> str:
+def _nothing_found(model: nn.Module, choice: Choice, names: list[str]) -> str:
     owner = type(model).__name__
+    if isinstance(choice, nn.Module):
+        return f"find: the {type(choice).__name__} given is no part of this {owner}."
     if not isinstance(choice, str):
         return f"find: {owner} has no module of class {choice.__name__}."
     close = nearest(choice, names) or names[1:4]
