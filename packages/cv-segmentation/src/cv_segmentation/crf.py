@@ -1,0 +1,180 @@
+"""A fully connected conditional random field that sharpens a segmentation along its image."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+import torch
+from cv_core.checks import check_finite, check_floating, check_integer, check_range, check_shape
+from jaxtyping import Float
+from torch import Tensor
+from torch.nn import functional
+
+_ENTRIES = 1 << 22  # of the kernel matrix that are in memory at a time
+
+
+def dense_crf(
+    logits: Float[Tensor, "b k h w"],
+    image: Float[Tensor, "b c h w"],
+    *,
+    steps: int = 5,
+    bilateral_weight: float = 10.0,
+    position_scale: float = 60.0,
+    colour_scale: float = 0.05,
+    gaussian_weight: float = 3.0,
+    gaussian_scale: float = 3.0,
+    stride: int = 1,
+) -> Float[Tensor, "b k h w"]:
+    r"""Mean field of the dense CRF of Kraehenbuehl and Koltun, NIPS 2011, with Potts compatibility.
+
+    .. math:: Q_i(l) \propto \exp\left(z_i(l) + \sum_m w_m \sum_{j \ne i} k_m(i, j) Q_j(l)\right)
+
+    from :math:`Q = \mathrm{softmax}(z)`, with two kernels over positions :math:`p` and colours I:
+
+    .. math:: k_1 = e^{-|p_i - p_j|^2 / 2 \theta_\alpha^2 - |I_i - I_j|^2 / 2 \theta_\beta^2},
+        \qquad k_2 = e^{-|p_i - p_j|^2 / 2 \theta_\gamma^2}
+
+    each normalised to :math:`D^{-1/2} K D^{-1/2}`, D its row sums, so that its weight is about the
+    vote of all neighbours together. (Under Potts, the price of disagreement differs from the vote
+    above by a constant over labels.)
+
+    ``k_2`` is exact: it is separable. ``k_1`` is exact for ``stride=1``, at a cost of
+    :math:`(HW)^2` per step (in blocks, never as one matrix). Otherwise the senders j are the means
+    of blocks of ``stride`` x ``stride`` pixels: mean colour, mean position, mean vote times the
+    number of pixels; the receivers i stay single pixels. That divides the cost by ``stride``
+    squared. It suits strides well below ``position_scale``; what it costs in exactness is that a
+    block on an edge sends from a mixed colour. On a sharp noisy two-colour image of 24 x 24 pixels
+    (in the tests) a message of ``k_1`` moves by 9 % of its norm for stride 2 and 10 % for stride 3,
+    and undecided probabilities by 0.010 and 0.013 in the mean, 0.12 at most.
+
+    Deviations from the paper: messages are summed exactly or over blocks, where the paper filters
+    on a permutohedral lattice; kernels are normalised, as in the authors' later code.
+
+    Args:
+        logits: Scores ``(B, K, H, W)``; their softmax is the unary term.
+        image: ``(B, C, H, W)`` in [0, 1].
+        steps: Updates of all pixels at once, at least 0.
+        bilateral_weight: :math:`w_1`, at least 0.
+        position_scale: :math:`\theta_\alpha` in pixels.
+        colour_scale: :math:`\theta_\beta` in units of the image; 0.05 is 13 of 255.
+        gaussian_weight: :math:`w_2`, at least 0.
+        gaussian_scale: :math:`\theta_\gamma` in pixels.
+        stride: Side of the blocks that send, in pixels; 1 is exact.
+
+    Returns:
+        Probabilities ``(B, K, H, W)``, without a gradient, float32 or float64.
+
+    Raises:
+        TypeError: If the logits or the image are not floating.
+        ValueError: If an option is out of range, shapes differ or a value is not finite.
+
+    Example:
+        >>> p = dense_crf(torch.zeros(1, 3, 4, 5), torch.rand(1, 3, 4, 5))
+        >>> torch.allclose(p, torch.full_like(p, 1 / 3))
+        True
+    """
+    owner = "dense_crf"
+    sizes = check_shape(owner, "logits", logits, "b k h w")
+    check_shape(owner, "image", image, "b c h w", b=sizes["b"], h=sizes["h"], w=sizes["w"])
+    for name, tensor in (("logits", logits), ("image", image)):
+        check_floating(owner, name, tensor)
+        check_finite(owner, name, tensor)
+    check_integer(owner, "steps", steps, low=0)
+    check_integer(owner, "stride", stride, low=1)
+    for name, weight in (("bilateral", bilateral_weight), ("gaussian", gaussian_weight)):
+        check_range(owner, f"{name}_weight", weight, low=0.0)
+    scales = {"position": position_scale, "colour": colour_scale, "gaussian": gaussian_scale}
+    for name, scale in scales.items():
+        check_range(owner, f"{name}_scale", scale, low=0.0, low_open=True)
+    with torch.no_grad():
+        wide = torch.promote_types(logits.dtype, torch.float32)
+        results = []
+        for z, picture in zip(logits.to(wide), image.to(wide), strict=True):
+            kernels = []
+            if bilateral_weight > 0.0:
+                colours = picture / colour_scale
+                kernel = _normalised(_bilateral(colours, position_scale, stride), z)
+                kernels.append((bilateral_weight, kernel))
+            if gaussian_weight > 0.0:
+                kernels.append((gaussian_weight, _normalised(_gaussian(z, gaussian_scale), z)))
+            results.append(_mean_field(z, kernels, steps))
+        return torch.stack(results)
+
+
+Kernel = Callable[[Float[Tensor, "k h w"]], Float[Tensor, "k h w"]]
+"""Sums a map over all other pixels, weighed by the kernel."""
+
+
+def _mean_field(z: Tensor, kernels: list[tuple[float, Kernel]], steps: int) -> Tensor:
+    q = z.softmax(0)
+    for _ in range(steps):
+        votes = z
+        for weight, kernel in kernels:
+            votes = votes + weight * kernel(q)
+        q = votes.softmax(0)
+    return q
+
+
+def _normalised(kernel: Kernel, like: Tensor) -> Kernel:
+    sums = kernel(torch.ones_like(like[:1]))
+    # A pixel unlike all others, or the only one, has neighbours of no weight.
+    scale = sums.clamp_min(torch.finfo(sums.dtype).eps).rsqrt()
+    return lambda values: scale * kernel(scale * values)
+
+
+def _gaussian(like: Tensor, scale: float) -> Kernel:
+    rows, columns = (_gram(side, scale, like) for side in like.shape[1:])
+    return lambda values: rows @ values @ columns - values
+
+
+def _gram(side: int, scale: float, like: Tensor) -> Tensor:
+    places = torch.arange(side, dtype=like.dtype, device=like.device) / scale
+    return torch.exp(-0.5 * (places[:, None] - places).square())
+
+
+def _bilateral(colours: Float[Tensor, "c h w"], scale: float, stride: int) -> Kernel:
+    height, width = colours.shape[1:]
+    rows = torch.arange(height, dtype=colours.dtype, device=colours.device) / scale
+    columns = torch.arange(width, dtype=colours.dtype, device=colours.device) / scale
+    places = torch.stack(torch.meshgrid(rows, columns, indexing="ij"))
+    features = torch.cat([places, colours])
+    # Centred, so that the differences of squares below lose few digits.
+    features = features - features.mean((1, 2), keepdim=True)
+    receivers = features.flatten(1).T
+    senders = _pooled(features, stride).flatten(1).T
+    counts = _pooled(torch.ones_like(features[:1]), stride, mean=False).flatten()
+    block = _block_of(height, width, stride, colours.device)
+    # What a pixel would send to itself, as a part of its block
+    own = torch.exp(-0.5 * (receivers - senders[block]).square().sum(1)).view(height, width)
+
+    def kernel(values: Tensor) -> Tensor:
+        sent = _pooled(values, stride).flatten(1).T * counts[:, None]
+        return _filtered(receivers, senders, sent).T.view_as(values) - own * values
+
+    return kernel
+
+
+def _filtered(receivers: Tensor, senders: Tensor, sent: Tensor) -> Tensor:
+    """Sum what is sent, weighed by a Gaussian of the distance, for a block of receivers a time."""
+    norms = senders.square().sum(1)
+    parts = []
+    for part in receivers.split(max(1, _ENTRIES // len(senders))):
+        squares = torch.addmm(norms, part, senders.T, alpha=-2.0)
+        squares += part.square().sum(1, keepdim=True)
+        parts.append(squares.clamp_min_(0.0).mul_(-0.5).exp_() @ sent)
+    return torch.cat(parts)
+
+
+def _pooled(maps: Tensor, stride: int, *, mean: bool = True) -> Tensor:
+    """Return means (or sums) over blocks; those at the far borders may be smaller."""
+    pool = functional.avg_pool2d(
+        maps[None], stride, ceil_mode=True, count_include_pad=False,
+        divisor_override=None if mean else 1,
+    )  # fmt: skip
+    return pool[0]
+
+
+def _block_of(height: int, width: int, stride: int, device: torch.device) -> Tensor:
+    rows = torch.arange(height, device=device) // stride
+    columns = torch.arange(width, device=device) // stride
+    return (rows[:, None] * (-(-width // stride)) + columns).flatten()
