@@ -85,12 +85,19 @@ def main() -> None:
         note = "normalises as a random walk; compared with ours in that mode"
         peers["torch-geometric"] = Peer(run, version("torch-geometric"), bar=10.0, note=note)
     if dhg := installed("dhg"):
-        peer = installed("dhg.nn").HGNNConv(FEATURES, FEATURES, drop_rate=0.0, is_last=True)
-        share(layer, peer.theta)
-        run = step(peer, x, dhg.Hypergraph(h.num_nodes, h.lists(), merge_op="sum"))
-        for one, other in zip(run(), ours(), strict=True):
-            torch.testing.assert_close(one, other, atol=1e-5, rtol=1e-5)
-        peers["DHG"] = Peer(run, version("dhg"), bar=1.5, note="with its cached operator")
+        hypergraph = dhg.Hypergraph(h.num_nodes, h.lists(), merge_op="sum")
+        convs = installed("dhg.nn")
+        for name, operator, note in (
+            ("HGNNConv", None, "with its cached matrix of nodes by nodes"),
+            ("HGNNPConv", walk, "with its cached incidence matrix; compared with our random walk"),
+        ):
+            peer = getattr(convs, name)(FEATURES, FEATURES, drop_rate=0.0, is_last=True)
+            share(layer, peer.theta)
+            run = step(peer, x, hypergraph)
+            same = ours if operator is None else step(layer, x, operator)
+            for one, other in zip(run(), same(), strict=True):
+                torch.testing.assert_close(one, other, atol=1e-5, rtol=1e-5)
+            peers[f"DHG {name}"] = Peer(run, version("dhg"), bar=1.5, note=note)
     if small:
         return
     text = f"{sizes[0]} nodes, {sizes[1]} hyperedges, {h.hyperedge_index.shape[1]} memberships"
