@@ -243,5 +243,6 @@ def test_a_module_selects_itself_and_nothing_selects_nothing():
     assert list(find(model, [model[0], nn.Sequential])) == ["0", "1"]
     with pytest.raises(ValueError, match="the Linear given is no part of this Sequential"):
         find(model, nn.Linear(2, 2))
-    with pytest.raises(ValueError, match="must not be empty"):
-        find(model, [])
+    assert find(model, []) == {}
+    with pytest.raises(ValueError, match="wrap: where must select a module; it is empty"):
+        wrap(model, [], nn.Identity)

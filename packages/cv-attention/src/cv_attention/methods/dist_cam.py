@@ -363,7 +363,7 @@ def _layer_name(model: nn.Module, layer: str | nn.Module) -> str:
             raise ValueError(f"DistCAM: layer must be one of the model's; got {layer}.")
         return names[0]
     found = find(model, layer)
-    if len(found) > 1:
+    if len(found) != 1:
         raise ValueError(f"DistCAM: layer must select one layer; {layer!r} selects {[*found]}.")
     return next(iter(found))
 

@@ -93,7 +93,7 @@ class GradCAM:
         relu: bool = True,
     ) -> None:
         found = find(model, layer)
-        if len(found) > 1:
+        if len(found) != 1:
             raise ValueError(
                 f"{type(self).__name__}: layer must select one layer; {layer!r} selects {[*found]}."
             )

@@ -115,7 +115,7 @@ class ScoreCAM:
     ) -> None:
         check_integer("ScoreCAM", "batch_size", batch_size, low=1)
         found = list(find(model, layer))
-        if len(found) > 1:
+        if len(found) != 1:
             raise ValueError(f"ScoreCAM: layer must select one layer; {layer!r} selects {found}.")
         self.model = model
         self.layer = found[0]

@@ -58,8 +58,6 @@ def find(model: nn.Module, where: Where) -> dict[str, nn.Module]:
         (['0', '1', '2'], ['0', '2'])
     """
     choices = [where] if isinstance(where, (str, type, nn.Module)) else list(where)
-    if not choices:
-        raise ValueError("find: where must not be empty: it would select no module.")
     modules = dict(model.named_modules(remove_duplicate=False))
     selected: set[str] = set()
     for choice in choices:
@@ -222,6 +220,8 @@ def wrap(
         ['0.weight', '0.bias']
     """
     found = find(model, where)
+    if not found:
+        raise ValueError("wrap: where must select a module; it is empty.")
     if "" in found:
         raise ValueError("wrap: the model itself has no place; name one of its submodules.")
     made: dict[str, nn.Module] = {}
