@@ -167,7 +167,7 @@ def test_every_claim_is_judged_in_each_of_its_cases():
         ("clean", "supported"),
         ("noise", "inconclusive"),
         ("noise", "inconclusive"),
-        ("", "untested"),
+        ("absent", "untested"),
         ("clean", "untested"),
     ]
     assert found[3].reason == "none of its cases is part of this run"
@@ -235,6 +235,25 @@ def test_runs_that_cannot_be_compared_are_refused():
         compare_runs(a, pairs([0.1, 0.2], slug="y"))
     with pytest.raises(ValueError, match="share none"):
         compare_runs(a, run({("", "old"): ["failed", "failed"]}))
+
+
+def test_a_claim_is_judged_where_both_arms_take_part():
+    scores = {(case, arm): [0.1, 0.2] for case in ("a", "b") for arm in ("old", "new")}
+    del scores["b", "new"]
+    whole = run(scores, cases=("a", "b"))
+    cases = [CaseRecord(name="a"), CaseRecord(name="b", arms=["old"])]
+    declared = whole.declared.model_copy(update={"cases": cases})
+    assert [item.case for item in verdicts(whole)] == ["a", "b"]
+    assert [item.case for item in verdicts(whole.model_copy(update={"declared": declared}))] == [
+        "a"
+    ]
+
+
+def test_a_claim_on_cases_of_another_budget_names_them():
+    claim = Claim(arm="new", above="old", metric="score", cases=("large, 1", "large, 2"))
+    found = only(pairs([0.1, 0.2], claims=[claim]))
+    assert (found.outcome, found.case) == ("untested", "large, 1 / large, 2")
+    assert found.reason == "none of its cases is part of this run"
 
 
 def test_one_arms_two_metrics_can_be_compared():

@@ -179,6 +179,19 @@ def test_slim_drops_pictures_and_thins_curves_but_keeps_every_number():
     assert small == Results.model_validate_json(dumps(small))
 
 
+def test_a_trials_line_leaves_out_what_the_trial_does_not_have():
+    skipped = TrialResult(case="a", arm="new", seed=0, status="skipped", reason="why", key="k")
+    run = results([skipped, done(curves={"loss": [(0, 1.0)]}, costs={"seconds": 1 / 3})])
+    trials = json.loads(dumps(run))["trials"]
+    assert set(trials[0]) == {"case", "arm", "seed", "status", "reason", "key"}
+    assert "curves" in trials[1]
+    assert "error" not in trials[1]
+    assert Results.model_validate_json(dumps(run)) == run
+    small = slim(run)
+    assert [trial.key for trial in small.trials] == ["", ""]
+    assert small.trials[1].costs == {"seconds": 0.333333}
+
+
 def test_pictures_survive_as_png():
     rng = np.random.default_rng(1)
     grey = rng.integers(0, 256, (9, 7), dtype=np.uint8)

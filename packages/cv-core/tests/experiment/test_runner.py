@@ -212,6 +212,23 @@ def test_own_data_leave_out_cases_with_data_of_their_own(tmp_path):
     assert {spec.case for spec in named.trials} == {"here", "faces"}
 
 
+def test_a_case_runs_its_own_arms_only(tmp_path):
+    cases = (Case("all"), Case("one", arms=("plain",), budgets=("default",)))
+    found = plan(tmp_path, experiment(cases=cases), seeds=2, budget="default").trials
+    assert {spec.arm for spec in found if spec.case == "one"} == {"plain"}
+    assert {spec.arm for spec in found if spec.case == "all"} == {"plain", "shift"}
+    alone = experiment(cases=(Case("one", arms=("plain",)),), claims=())
+    with pytest.raises(ValueError, match="--arm must be in a case of the budget smoke; got shift"):
+        plan(tmp_path, alone, budget="smoke", arms=("shift",))
+    with pytest.raises(ValueError, match="an arm of this claim is not in case 'one'"):
+        experiment(
+            cases=cases,
+            claims=(Claim(arm="shift", above="plain", metric="score", cases=("one",)),),
+        )
+    with pytest.raises(ValueError, match="arms of case 'one' must be one of"):
+        experiment(cases=(Case("one", arms=("plane",)),))
+
+
 def test_full_disk_is_an_error_and_leaves_no_result(tmp_path):
     """A limit on the size of files stands in for a full disk: writing fails half-way."""
     script = f"""

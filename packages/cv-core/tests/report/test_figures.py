@@ -34,8 +34,13 @@ def svgs(make_results, shared):
 
 
 def uses(svg, name):
-    """Count the marks drawn in a colour."""
-    return len(re.findall(rf"<use [^>]*fill: var\(--{name}\)", svg))
+    """Count the marks drawn in a colour of their own or of their group's."""
+    root = ET.fromstring(svg)  # noqa: S314 - written by us
+    return sum(
+        f"fill: var(--{name})" in mark.get("style", group.get("style", ""))
+        for group in root.iter()
+        for mark in group.findall("use")
+    )
 
 
 def test_same_results_same_bytes(make_results, svgs):

@@ -16,7 +16,6 @@ from cv_graph.experiments._node_problems import (
 )
 from cv_graph.experiments.hybrid_hgcn import (
     _ARMS,
-    CORA,
     EXPERIMENT,
     OWN,
     gcn,
@@ -192,28 +191,6 @@ def test_published_splits_are_taken_by_the_seed():
         assert split.train.tolist() == [0, 1]
     drawn = split_of(trial(data=graph, per_class=1), problem)
     assert len(drawn.test) == 3  # the node without a class is in no part
-
-
-def test_arms_are_left_out_where_the_case_has_fewer():
-    found = {}
-    for level in ("pair", "main", "all"):
-        found[level] = []
-        for arm in EXPERIMENT.arms:
-            try:
-                arm.run(trial(arm.name, arms=level, epochs=1))
-            except SkipTrial:
-                continue
-            found[level].append(arm.name)
-    assert found["pair"] == ["HGNN", "HybridHGCN"]
-    assert set(found["pair"]) < set(found["main"]) < set(found["all"])
-    assert found["all"] == [arm.name for arm in EXPERIMENT.arms]
-    # no claim is judged where one of its arms is missing
-    for claim in EXPERIMENT.claims:
-        for case in EXPERIMENT.cases:
-            if claim.cases is None or case.name in claim.cases:
-                level = case.settings.get("arms", EXPERIMENT.settings["default"]["arms"])
-                assert {claim.arm, claim.other} <= set(found[level]), (case.name, claim)
-    assert EXPERIMENT.case(CORA).settings["arms"] == "all"
 
 
 def test_sparse_work_is_counted_by_entries():

@@ -79,19 +79,30 @@ def verdicts(results: Results) -> list[Verdict]:
 
     Returns:
         One verdict per (claim, case), in the order declared. A claim none of whose cases is part
-        of the run gets one verdict, ``untested``.
+        of the run gets one verdict, ``untested``, under the names of these cases.
     """
     found = []
     for claim in results.declared.claims:
-        cases = [case for case in results.cases if claim.cases is None or case in claim.cases]
+        cases = _cases_of(claim, results)
         found += [_judge(results, claim, case) for case in cases]
         if not cases:
+            missing = " / ".join(claim.cases or ())
             reason = "none of its cases is part of this run"
-            found.append(Verdict(claim=claim, case="", outcome="untested", reason=reason))
+            found.append(Verdict(claim=claim, case=missing, outcome="untested", reason=reason))
     tested = [item.pvalue for item in found if item.pvalue is not None]
     adjusted = iter(holm(tested))
     return [
         item if item.pvalue is None else replace(item, adjusted=next(adjusted)) for item in found
+    ]
+
+
+def _cases_of(claim: Claim, results: Results) -> list[str]:
+    """Return the run's cases in which the claim is judged: both its arms take part in them."""
+    taking_part = {case.name for case in results.declared.cases if case.has(claim.arm, claim.other)}
+    return [
+        case
+        for case in results.cases
+        if case in taking_part and (claim.cases is None or case in claim.cases)
     ]
 
 

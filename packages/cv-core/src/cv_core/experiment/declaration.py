@@ -55,12 +55,18 @@ class Case:
         data: A data set of its own. By default a case uses the run's data; a case with data of its
             own is left out when the user brings theirs (``folder:`` and the like).
         budgets: The budgets in which the case runs.
+        arms: The arms that run in it, by name; all by default.
     """
 
     name: str
     settings: Mapping[str, Any] = field(default_factory=lambda: _EMPTY)
     data: str | None = None
     budgets: tuple[Budget, ...] = ("smoke", "default", "full")
+    arms: tuple[str, ...] | None = None
+
+    def has(self, *arms: str) -> bool:
+        """Return whether all these arms run in the case."""
+        return self.arms is None or set(arms) <= set(self.arms)
 
 
 @dataclass(frozen=True)
@@ -182,6 +188,11 @@ class Experiment:
         for budget in get_args(Budget):
             if budget not in self.data or budget not in self.settings:
                 raise ValueError(f"{owner}: data and settings must name the budget {budget!r}.")
+        for case in self.cases:
+            for name in case.arms or ():
+                check_choice(
+                    owner, f"arms of case {case.name!r}", name, [a.name for a in self.arms]
+                )
         for claim in self.claims:
             self._check_claim(owner, claim)
 
@@ -198,6 +209,8 @@ class Experiment:
             raise ValueError(f"{owner}: a claim compares a number with itself: {claim}.")
         for case in claim.cases or ():
             check_choice(owner, "claim.cases", case, [item.name for item in self.cases])
+            if not self.case(case).has(claim.arm, claim.other):
+                raise ValueError(f"{owner}: an arm of this claim is not in case {case!r}: {claim}.")
 
     def arm(self, name: str) -> Arm:
         """Return the arm of this name."""

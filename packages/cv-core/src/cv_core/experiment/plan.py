@@ -127,7 +127,12 @@ def make_plan(experiment: Experiment, package: str, wishes: Wishes) -> Plan:
         for case in _cases(experiment, budget, own_data=sources.is_user_source(source))
         for seed in range(seeds)
         for arm in arms
+        if case.has(arm)
     ]
+    if not trials:
+        raise ValueError(
+            f"{owner}: --arm must be in a case of the budget {budget}; got {', '.join(arms)}."
+        )
     return Plan(
         experiment=experiment,
         package=package,

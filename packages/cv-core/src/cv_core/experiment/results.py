@@ -152,11 +152,16 @@ class ArmRecord(Model):
 
 
 class CaseRecord(Model):
-    """A declared case; ``data`` is empty where it uses the run's data."""
+    """A declared case; ``data`` is empty where it uses the run's data, ``arms`` where all run."""
 
     name: str
     settings: dict[str, JsonValue] = {}
     data: str = ""
+    arms: list[str] = []
+
+    def has(self, *arms: str) -> bool:
+        """Return whether all these arms run in the case."""
+        return not self.arms or set(arms) <= set(self.arms)
 
 
 class Declared(Model):
@@ -207,7 +212,12 @@ class Declared(Model):
             question=experiment.question,
             arms=[ArmRecord(name=a.name, role=a.role, note=a.note) for a in experiment.arms],
             cases=[
-                CaseRecord(name=c.name, settings=_plain(c.settings), data=c.data or "")
+                CaseRecord(
+                    name=c.name,
+                    settings=_plain(c.settings),
+                    data=c.data or "",
+                    arms=list(c.arms or ()),
+                )
                 for c in experiment.cases
                 if budget in c.budgets
             ],
@@ -319,9 +329,13 @@ def write(path: Path | str, results: Results) -> None:
 
 
 def dumps(results: Results) -> str:
-    """Return the text of a ``results.json``: one line per field and one per trial."""
-    fields = results.model_dump(mode="json")
-    trials = ",\n".join(_json(trial) for trial in fields["trials"])
+    """Return the text of a ``results.json``: one line per field and one per trial.
+
+    What a trial does not have, such as curves or a reason, its line leaves out.
+    """
+    lean = (trial.model_dump(mode="json", exclude_defaults=True) for trial in results.trials)
+    trials = ",\n".join(map(_json, lean))
+    fields = results.model_copy(update={"trials": []}).model_dump(mode="json")
     texts = {name: _json(value) for name, value in fields.items()}
     texts["trials"] = f"[\n{trials}\n]" if trials else "[]"
     lines = (f"{_json(name)}: {text}" for name, text in texts.items())
@@ -331,7 +345,8 @@ def dumps(results: Results) -> str:
 def slim(results: Results, limit: int = SLIM_BYTES) -> Results:
     """Drop the pictures, and thin and round the curves until the file is small enough to commit.
 
-    Every metric and cost stays as it is. The curves go altogether where nothing else helps.
+    Every metric stays as it is; costs keep six digits. The keys go too: they find a trial in the
+    run's own folder, which is not committed. The curves go altogether where nothing else helps.
 
     Args:
         results: A run's results.
@@ -347,7 +362,10 @@ def slim(results: Results, limit: int = SLIM_BYTES) -> Results:
 
 def _slim_trial(trial: TrialResult, points: int) -> TrialResult:
     curves = {name: _rounded(_thinned(curve, points)) for name, curve in trial.curves.items()}
-    return trial.model_copy(update={"pictures": {}, "curves": curves if points else {}})
+    costs = {name: None if v is None else float(f"{v:.6g}") for name, v in trial.costs.items()}
+    return trial.model_copy(
+        update={"pictures": {}, "curves": curves if points else {}, "costs": costs, "key": ""}
+    )
 
 
 def _rounded(points: list[tuple[float, Any]]) -> list[tuple[float, Any]]:

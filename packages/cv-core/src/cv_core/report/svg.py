@@ -17,6 +17,9 @@ if TYPE_CHECKING:
 
 _SVG = "{http://www.w3.org/2000/svg}"
 _LINK = "{http://www.w3.org/1999/xlink}href"
+_SIZE = 9.5
+_FONT = (f"font-size: {_SIZE}px", "font-family: var(--font)")
+"""What a text inherits from the figure unless it says otherwise."""
 
 
 def to_svg(
@@ -54,7 +57,7 @@ def _look(prefix: str) -> dict[Any, Any]:
         "svg.hashsalt": prefix,
         "text.parse_math": False,  # a name may hold a dollar sign
         "axes.unicode_minus": True,
-        "font.size": 9.5,
+        "font.size": _SIZE,
         "text.color": ink,
         "axes.labelcolor": ink,
         "axes.edgecolor": muted,
@@ -71,7 +74,7 @@ def _look(prefix: str) -> dict[Any, Any]:
         "xtick.color": muted,
         "ytick.color": ink,
         "xtick.labelcolor": ink,
-        "legend.fontsize": 9.5,
+        "legend.fontsize": _SIZE,
         "figure.constrained_layout.wspace": 0.05,
         "figure.constrained_layout.hspace": 0.06,
     }
@@ -97,7 +100,7 @@ def _inline(text: str, prefix: str, label: str) -> str:
         "viewBox": viewbox,
         "role": "img",
         "aria-label": label,
-        "style": f"max-width: {width:.0f}px",
+        "style": f"max-width: {width:.0f}px; {'; '.join(_FONT)}",
     }
     return ET.tostring(root, encoding="unicode")
 
@@ -119,6 +122,7 @@ def _compact(root: ET.Element) -> None:
         if not (element.tail or "").strip():
             element.tail = None
     _ungroup(root)
+    _share_style(root)
 
 
 def _ungroup(element: ET.Element) -> None:
@@ -128,6 +132,21 @@ def _ungroup(element: ET.Element) -> None:
         bare = child.tag == "g" and not child.attrib
         kept += list(child) if bare else [child]
     element[:] = kept
+
+
+def _share_style(root: ET.Element) -> None:
+    """State once what parts have in common: a group's style, and the figure's usual font."""
+    for element in root.iter():
+        styles = {child.get("style") for child in element}
+        if element.tag == "g" and "style" not in element.attrib and len(styles) == 1:
+            (style,) = styles
+            if style is not None:
+                element.set("style", style)
+                for child in element:
+                    del child.attrib["style"]
+        if element.tag == "text" and "style" in element.attrib:
+            own = [part for part in element.attrib["style"].split("; ") if part not in _FONT]
+            element.set("style", "; ".join(own))
 
 
 def _rounded(number: re.Match[str]) -> str:

@@ -221,7 +221,7 @@ CASES = [
          data="yale", budgets=_REAL),
     Case("ORL", {"per_class": 8, "dims": _LARGE, "pca": 130}, data="orl", budgets=_REAL),
     Case("COIL-20", {"per_class": 20, "sigma": 10.0}, data="coil20", budgets=_REAL),
-    Case("MNIST", {"neighbors": 10}, data="mnist", budgets=("full",)),
+    Case("MNIST", {"neighbors": 10}, data="mnist", budgets=_REAL),
 ]  # fmt: skip
 _YALE = {
     "ACC": {"spectral": 0.4465, "PCA": 0.4483, "LPP": 0.4939, "NPE": 0.4525, "FPSORA": 0.5086},
