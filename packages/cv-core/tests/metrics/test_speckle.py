@@ -73,9 +73,9 @@ def _truth(side=96):
 def test_um_of_the_ideal_filter_is_small_and_a_blur_or_a_bias_raises_it():
     clean = _truth()
     noisy = add_speckle(clean, 4.0, _generator())
-    ideal = um(noisy, clean, 4.0)
-    blurred = um(noisy, torch.nn.functional.avg_pool2d(clean, 17, 1, 8), 4.0)
-    darker = um(noisy, 0.7 * clean, 4.0)
+    ideal = um(clean, noisy, 4.0)
+    blurred = um(torch.nn.functional.avg_pool2d(clean, 17, 1, 8), noisy, 4.0)
+    darker = um(0.7 * clean, noisy, 4.0)
     assert ideal.total.item() < 3.0
     assert blurred.structure.item() > ideal.structure.item() + 3.0
     assert darker.residual.item() > ideal.residual.item() + 10.0
@@ -103,7 +103,7 @@ def test_um_residual_against_a_loop():
             of_ratio = (r.mean() ** 2 / r.var(correction=0)).item()
             offs.append(0.5 * (abs(looks - of_ratio) / looks + abs(1 - r.mean().item())))
     assert len(offs) > 3
-    found = um(noisy, denoised, 4.0).residual.item()
+    found = um(denoised, noisy, 4.0).residual.item()
     assert found == pytest.approx(100 * sum(offs) / len(offs), rel=1e-9)
 
 
@@ -123,7 +123,7 @@ def test_um_structure_equals_the_mean_over_drawn_shuffles():
     for seed in range(200):
         order = torch.randperm(level.numel(), generator=_generator(seed))
         drawn.append(_homogeneity(level.flatten()[order].view_as(level)))
-    found = um(noisy, clean.mean().expand_as(clean), 4.0).structure.item()
+    found = um(clean.mean().expand_as(clean), noisy, 4.0).structure.item()
     here = _homogeneity(level)
     mean = sum(drawn) / len(drawn)
     error = torch.tensor(drawn).std().item() / len(drawn) ** 0.5
@@ -133,7 +133,7 @@ def test_um_structure_equals_the_mean_over_drawn_shuffles():
 
 def test_um_takes_the_flattest_window_where_none_is_flat():
     texture = torch.rand(1, 1, 32, 32, generator=_generator(), dtype=torch.float64)
-    found = um(texture, texture.mean().expand_as(texture), 100.0)
+    found = um(texture.mean().expand_as(texture), texture, 100.0)
     tiles = texture.unfold(2, 16, 16).unfold(3, 16, 16).reshape(4, 1, 16, 16)
     ratio = tiles[enl(tiles).argmax()] / texture.mean()
     assert found.residual.item() == pytest.approx(50 * (1 - ratio.mean()).abs().item(), rel=1e-6)

@@ -163,3 +163,21 @@ def test_a_call_that_failed_is_not_recorded():
         model(x)
     assert len(taps["first"]) == 1
     assert torch.equal(taps["first"].input, x.relu())
+
+
+def test_compiled_networks_call_hooks_in_the_block():
+    pytest.importorskip("torch", "2.6", "older torch cannot run compiled networks uncompiled")
+    parts = nn.Sequential(nn.Linear(2, 2), nn.ReLU())
+    whole = torch.compile(parts, backend="eager")
+    inside = nn.Sequential(nn.Identity(), torch.compile(nn.Sequential(nn.ReLU()), backend="eager"))
+    x = torch.ones(1, 2)
+    for model in (whole, inside):
+        with torch.no_grad():
+            plain = model(x)  # traced without any hook
+            with tap(model, nn.ReLU) as taps:
+                assert torch.equal(model(x), plain)
+            with rewrite(model, nn.ReLU, lambda output, _: output + 1):
+                assert torch.equal(model(x), plain + 1)
+            assert torch.equal(model(x), plain)
+        (activation,) = taps.values()
+        assert torch.equal(activation.output, plain)

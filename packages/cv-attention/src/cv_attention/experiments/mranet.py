@@ -156,7 +156,7 @@ def judge(trial: Trial, denoise: Denoise, clean: Tensor) -> dict[str, float]:
 
 def without_reference(noisy: Tensor, restored: Tensor) -> dict[str, float]:
     """Measure what can be measured on real radar images."""
-    quality = um(noisy, restored, SHOWN).total
+    quality = um(restored, noisy, SHOWN).total
     return {
         "EPD-ROA, horizontal": float(epd_roa(restored, noisy, direction="h").mean()),
         "EPD-ROA, vertical": float(epd_roa(restored, noisy, direction="v").mean()),

@@ -56,7 +56,7 @@ from cv_core.checks import (
     check_shape,
 )
 from cv_core.explain.attribution import normalize_maps
-from cv_core.explain.scores import eager, resolve_target
+from cv_core.explain.scores import resolve_target
 from cv_core.nn.hooks import tap
 from cv_core.nn.surgery import find
 from cv_core.registry import Card, Example, Reference
@@ -240,7 +240,7 @@ class DistCAM:
         check_floating("DistCAM", "inputs", inputs)
         check_shape("DistCAM", "inputs", inputs, "b c h w")
         # a copy, for a later layer may write into the output
-        with eager(self.model), tap(self.model, self.layer, keep="all", copy=True) as taps:
+        with tap(self.model, self.layer, keep="all", copy=True) as taps:
             self.model(inputs)
         outputs = taps[self.layer].outputs
         if len(outputs) != 1:

@@ -20,7 +20,7 @@ from torch.nn import functional
 from torch.overrides import TorchFunctionMode
 
 from cv_core.checks import check_shape
-from cv_core.explain.scores import eager
+from cv_core.nn.hooks import eager
 from cv_core.nn.surgery import Where, find
 
 Adapter = Callable[..., Tensor]

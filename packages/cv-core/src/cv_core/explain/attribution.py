@@ -22,12 +22,12 @@ from cv_core.explain.scores import (
     check_images,
     chunks,
     decide,
-    eager,
     outputs_of,
     recordable,
     resolve_target,
     score,
 )
+from cv_core.nn.hooks import eager
 from cv_core.nn.surgery import find
 
 

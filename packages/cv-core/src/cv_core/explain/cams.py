@@ -15,7 +15,7 @@ from torch.nn import functional
 
 from cv_core.checks import check_floating, check_integer, check_shape
 from cv_core.explain.attribution import GradCAM, normalize_maps
-from cv_core.explain.scores import Target, check_images, eager, resolve_target, score
+from cv_core.explain.scores import Target, check_images, resolve_target, score
 from cv_core.nn.hooks import tap
 from cv_core.nn.surgery import find
 
@@ -150,7 +150,7 @@ class ScoreCAM:
 
     def _run(self, inputs: Tensor) -> tuple[Tensor, Tensor]:
         # a copy, because a layer that works in place may follow
-        with eager(self.model), tap(self.model, self.layer, keep="all", copy=True) as taps:
+        with tap(self.model, self.layer, keep="all", copy=True) as taps:
             outputs = self.model(inputs)
         found = taps[self.layer].outputs
         if len(found) != 1:

@@ -3,14 +3,15 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from typing import Any
 
+import numpy as np
 import torch
 from torch import Tensor, nn
 
 from cv_core.checks import check_floating, check_indices, check_shape
 
-Target = int | Tensor | Callable[[Tensor], Tensor] | None
+Target = int | np.integer[Any] | Tensor | Callable[[Tensor], Tensor] | None
 """A class, one class per image ``(B,)``, a function of the outputs that returns ``(B,)`` scores, or
 None for the class with the highest logit."""
 
@@ -50,6 +51,8 @@ def resolve_target(outputs: Tensor, target: Target, owner: str) -> Tensor | Call
     sizes = check_shape(owner, "the model's output", outputs, "b k")
     if target is None:
         return outputs.detach().argmax(1)
+    if isinstance(target, np.integer):
+        target = int(target)
     if isinstance(target, bool) or not isinstance(target, (int, Tensor)):
         raise TypeError(
             f"{owner}: target must be a class, a tensor of classes, a function or None; "
@@ -107,34 +110,6 @@ def recordable(tensor: Tensor) -> Tensor:
     Call it outside inference mode; a copy made inside is an inference tensor again.
     """
     return tensor.clone() if tensor.is_inference() else tensor
-
-
-@contextmanager
-def eager(model: nn.Module) -> Iterator[None]:
-    """Run a compiled network uncompiled while the block runs.
-
-    Compiled code was traced before an explainer set its hooks, and does not call them.
-
-    Args:
-        model: Any network; compiled or not, as a whole or in parts.
-
-    Raises:
-        RuntimeError: If it is compiled and torch is too old to run it otherwise.
-    """
-    compiled = any(
-        "_orig_mod" in module._modules or module._compiled_call_impl is not None
-        for module in model.modules()
-    )
-    if not compiled:
-        yield
-        return
-    if not hasattr(torch.compiler, "set_stance"):
-        raise RuntimeError(
-            "torch < 2.6 cannot run a compiled network uncompiled: explain the network that "
-            "was handed to torch.compile instead."
-        )
-    with torch.compiler.set_stance("force_eager"):
-        yield
 
 
 def score(outputs: Tensor, target: Tensor | Callable[..., Tensor], owner: str) -> Tensor:

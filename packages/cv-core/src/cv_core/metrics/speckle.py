@@ -105,8 +105,8 @@ class Unassisted(NamedTuple):
 
 
 def um(
-    noisy: Float[Tensor, "b 1 h w"],
     denoised: Float[Tensor, "b 1 h w"],
+    noisy: Float[Tensor, "b 1 h w"],
     looks: float,
     *,
     window: int = 16,
@@ -132,8 +132,8 @@ def um(
     over all shuffles is known in closed form and not drawn; the grey levels are equally frequent.
 
     Args:
-        noisy: Intensities, one channel.
         denoised: The filtered intensities; values below a thousandth of the mean count as that.
+        noisy: Intensities, one channel.
         looks: Number of looks of the noisy image, above 0.
         window: Side of the windows, which tile the image from its first pixel on.
         tolerance: How much less looks a flat window may have, in [0, 1).

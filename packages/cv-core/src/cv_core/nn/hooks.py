@@ -7,6 +7,7 @@ from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass, field
 from typing import Any, Literal, get_args
 
+import torch
 from torch import Tensor, nn
 from torch.utils._pytree import tree_leaves, tree_map
 
@@ -108,6 +109,34 @@ class _Recorder:
 
 
 @contextmanager
+def eager(model: nn.Module) -> Iterator[None]:
+    """Run a compiled network uncompiled while the block runs.
+
+    Compiled code was traced before the hooks were set, and does not call them.
+
+    Args:
+        model: Any network; compiled or not, as a whole or in parts.
+
+    Raises:
+        RuntimeError: If it is compiled and torch is too old to run it otherwise.
+    """
+    compiled = any(
+        "_orig_mod" in module._modules or module._compiled_call_impl is not None
+        for module in model.modules()
+    )
+    if not compiled:
+        yield
+        return
+    if not hasattr(torch.compiler, "set_stance"):
+        raise RuntimeError(
+            "torch < 2.6 cannot run a compiled network uncompiled: use the network that was "
+            "handed to torch.compile instead."
+        )
+    with torch.compiler.set_stance("force_eager"):
+        yield
+
+
+@contextmanager
 def tap(
     model: nn.Module, where: Where, *, keep: Keep = "last", copy: bool = False
 ) -> Iterator[dict[str, Activation]]:
@@ -116,6 +145,7 @@ def tap(
     Tensors are recorded as they are, with their graph, so that gradients reach them. An activation
     that the layer itself or a later one overwrites is refused when it is read; ``copy`` avoids
     that, and is needed for such layers in inference mode, where torch does not count the writes.
+    A compiled network runs uncompiled while the block runs; see ``eager``.
 
     Args:
         model: Any network.
@@ -143,6 +173,7 @@ def tap(
     taps = {name: Activation(name) for name in modules}
 
     with ExitStack() as stack:
+        stack.enter_context(eager(model))
         for name, module in modules.items():
             recorder = _Recorder(taps[name], keep=keep, copy=copy)
             for hook in (
@@ -156,6 +187,8 @@ def tap(
 @contextmanager
 def rewrite(model: nn.Module, where: Where, function: Callable[..., Any]) -> Iterator[None]:
     """Replace what the selected modules return, while the block runs.
+
+    A compiled network runs uncompiled meanwhile; see ``eager``.
 
     Args:
         model: Any network.
@@ -177,6 +210,7 @@ def rewrite(model: nn.Module, where: Where, function: Callable[..., Any]) -> Ite
         return function(output, *args, *kwargs.values())
 
     with ExitStack() as stack:
+        stack.enter_context(eager(model))
         for module in dict.fromkeys(modules.values()):  # a shared module is rewritten once
             stack.callback(module.register_forward_hook(hook, with_kwargs=True).remove)
         yield
