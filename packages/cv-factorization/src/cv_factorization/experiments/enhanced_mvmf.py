@@ -213,7 +213,7 @@ EXPERIMENT = Experiment(
         Case(MSRC, {"per_class": 30}, data="msrc-v1", budgets=("default", "full")),
         Case("3Sources", data="3sources", budgets=("default", "full")),
         Case("10 leaves", {"classes": 10}, data="100leaves", budgets=("default",)),
-        Case("BBCSport", data="bbcsport", budgets=("full",)),
+        Case("BBCSport", data="bbcsport", budgets=("default", "full")),
         Case("100 leaves", data="100leaves", budgets=("full",)),
         Case("MSRC v1, k doubled", {"components_per_class": 2}, "msrc-v1", budgets=("full",)),
         Case("MSRC v1, k times 4", {"components_per_class": 4}, "msrc-v1", budgets=("full",)),
