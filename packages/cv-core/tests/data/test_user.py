@@ -332,7 +332,7 @@ def test_names_are_checked(tmp_path):
         sources.resolve(f"folder:{tmp_path / 'nowhere'}")
     with pytest.raises(MissingData, match="there is no file"):
         sources.resolve(f"npz:{tmp_path}")
-    with pytest.raises(ValueError, match="takes size; got 'sise'"):
+    with pytest.raises(ValueError, match="takes size, classes, ignore; got 'sise'"):
         user.parse("folder:x?sise=3")
     with pytest.raises(ValueError, match="needs a path"):
         user.parse("npz:")

@@ -1,4 +1,12 @@
 from .crf import dense_crf as dense_crf
+from .decoders.deeplab import ASPP as ASPP
+from .decoders.deeplab import DeepLabV3PlusDecoder as DeepLabV3PlusDecoder
+from .decoders.fpn import FPNDecoder as FPNDecoder
+from .decoders.unet import UNetDecoder as UNetDecoder
+from .encoders import ConvEncoder as ConvEncoder
+from .encoders import Encoder as Encoder
+from .encoders import TimmEncoder as TimmEncoder
+from .encoders import build_encoder as build_encoder
 from .inference import FLIPS as FLIPS
 from .inference import QUARTER_TURNS as QUARTER_TURNS
 from .inference import View as View
@@ -19,10 +27,21 @@ from .losses.pixelwise import CrossEntropyLoss as CrossEntropyLoss
 from .losses.pixelwise import FocalLoss as FocalLoss
 from .losses.pixelwise import cross_entropy_loss as cross_entropy_loss
 from .losses.pixelwise import focal_loss as focal_loss
+from .model import ModelConfig as ModelConfig
+from .model import SegmentationModel as SegmentationModel
+from .model import build_model as build_model
+from .model import load_model as load_model
+from .model import read_notes as read_notes
+from .model import save_model as save_model
 from .overlays import OKABE_ITO as OKABE_ITO
 from .overlays import mask_grid as mask_grid
 from .overlays import overlay_mask as overlay_mask
 from .padding import Padded as Padded
+from .palettes import class_palette as class_palette
+from .palettes import write_mask as write_mask
+from .training import SegmentationTask as SegmentationTask
+from .training import TrainingOptions as TrainingOptions
+from .training import train as train
 
 __version__: str
 # The methods' public names, written from the cards by tools/index.py:

@@ -3,7 +3,10 @@
 - ``folder:PATH``: one sub-folder of pictures per class; split 80 / 20, stratified, by seed 0,
   unless the folder holds ``train`` and ``test`` (or ``val``) with the classes below them. All
   pictures must have one size, or ``folder:PATH?size=64`` resizes them. A folder without
-  sub-folders is a set of pictures without classes, each as it is.
+  sub-folders is a set of pictures without classes, each as it is. A folder with ``images`` and
+  ``masks``, or with these two in each of ``train`` and ``test``, is a segmentation; see
+  ``cv_core.data.readers.mask_folders`` for what masks may look like and for its options,
+  ``folder:PATH?classes=road,crack&ignore=255``.
 - ``npz:PATH``: arrays; see ``cv_core.data.readers.arrays``.
 - ``coco:JSON``: boxes in COCO's format; the pictures lie beside the file, or in the folder that
   ``coco:JSON?images=FOLDER`` names.
@@ -20,7 +23,7 @@ from dataclasses import dataclass
 from functools import lru_cache
 from pathlib import Path
 from types import MappingProxyType
-from typing import Any
+from typing import Any, Literal
 from urllib.parse import parse_qsl
 
 from cv_core.checks import check_choice
@@ -28,7 +31,7 @@ from cv_core.data.origin import Origin
 from cv_core.data.root import MissingData, sha256_of
 
 OPTIONS: Mapping[str, tuple[str, ...]] = MappingProxyType(
-    {"folder": ("size",), "npz": (), "coco": ("images",), "voc": ()}
+    {"folder": ("size", "classes", "ignore"), "npz": (), "coco": ("images",), "voc": ()}
 )
 """The options that each scheme takes after a question mark."""
 
@@ -107,8 +110,11 @@ def kind_of(name: str) -> str:
         return _KINDS[source.scheme]
     if source.scheme == "folder":
         from cv_core.data.readers.folders import holds_classes
+        from cv_core.data.readers.mask_folders import holds_masks
 
         resolve(name)
+        if holds_masks(source.path):
+            return "Segmentation"
         return "ImageClassification" if holds_classes(source.path) else "ImageSet"
     from cv_core.data.sources import load as cached
 
@@ -126,14 +132,7 @@ def load(name: str) -> Any:
     resolve(name)
     source = parse(name)
     if source.scheme == "folder":
-        from cv_core.data.readers import folders
-
-        size = _size(source)
-        if folders.holds_classes(source.path):
-            return folders.read_folder(source.path, source.origin, size=size)
-        if size is not None:
-            raise ValueError(f"data: {name}: size is for pictures in one sub-folder per class.")
-        return folders.read_pictures(source.path, source.origin)
+        return _load_folder(source)
     if source.scheme == "npz":
         from cv_core.data.readers.arrays import read_npz
 
@@ -143,6 +142,24 @@ def load(name: str) -> Any:
     if source.scheme == "coco":
         return boxes.read_coco(source.path, source.origin, images=_images(source))
     return boxes.read_voc(source.path, source.origin)
+
+
+def _load_folder(source: UserSource) -> Any:
+    from cv_core.data.readers import folders, mask_folders
+
+    size, classes, ignore = _size(source), _classes(source), _ignore(source)
+    masks = mask_folders.holds_masks(source.path)
+    if not masks and (classes or "ignore" in source.options):
+        raise ValueError(f"data: {source.name}: classes and ignore are for images with masks.")
+    if size is not None and (masks or not folders.holds_classes(source.path)):
+        raise ValueError(f"data: {source.name}: size is for pictures in one sub-folder per class.")
+    if masks:
+        return mask_folders.read_mask_folder(
+            source.path, source.origin, classes=classes, ignore=ignore
+        )
+    if folders.holds_classes(source.path):
+        return folders.read_folder(source.path, source.origin, size=size)
+    return folders.read_pictures(source.path, source.origin)
 
 
 def source_fingerprint(name: str) -> str:
@@ -200,6 +217,32 @@ def _size(source: UserSource) -> int | None:
         return None
     if not text.isdecimal() or int(text) < 1:
         raise ValueError(f"data: {source.name}: size must be a whole number above 0; got {text!r}.")
+    return int(text)
+
+
+def _classes(source: UserSource) -> tuple[str, ...]:
+    text = source.options.get("classes")
+    if text is None:
+        return ()
+    names = tuple(name.strip() for name in text.split(","))
+    if not all(names) or len(set(names)) < len(names):
+        raise ValueError(
+            f"data: {source.name}: classes must be names with commas between, none empty, none "
+            f"twice; got {text!r}."
+        )
+    return names
+
+
+def _ignore(source: UserSource) -> int | Literal["auto", "none"]:
+    text = source.options.get("ignore", "auto")
+    if text == "auto":
+        return "auto"
+    if text == "none":
+        return "none"
+    if not text.isdecimal():
+        raise ValueError(
+            f"data: {source.name}: ignore must be a label, none or auto; got {text!r}."
+        )
     return int(text)
 
 
