@@ -334,7 +334,7 @@ def dumps(results: Results) -> str:
     What a trial does not have, such as curves or a reason, its line leaves out.
     """
     lean = (trial.model_dump(mode="json", exclude_defaults=True) for trial in results.trials)
-    trials = ",\n".join(map(_json, lean))
+    trials = ",\n".join(map(_compact, lean))
     fields = results.model_copy(update={"trials": []}).model_dump(mode="json")
     texts = {name: _json(value) for name, value in fields.items()}
     texts["trials"] = f"[\n{trials}\n]" if trials else "[]"
@@ -392,6 +392,10 @@ def _encode(array: np.ndarray) -> str:
     stream = io.BytesIO()
     image.save(stream, format="PNG", optimize=True)
     return base64.b64encode(stream.getvalue()).decode("ascii")
+
+
+def _compact(value: object) -> str:
+    return json.dumps(value, ensure_ascii=False, allow_nan=False, separators=(",", ":"))
 
 
 def _json(value: object) -> str:
