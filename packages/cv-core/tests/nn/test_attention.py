@@ -2,7 +2,14 @@ import copy
 
 import pytest
 import torch
-from cv_core.nn.attention import Attention, NonLocalBlock, attention_map, axial_attention
+from cv_core.nn.attention import (
+    Attention,
+    NonLocalBlock,
+    attention_map,
+    axial_attention,
+    criss_cross_attention,
+    criss_cross_maps,
+)
 
 
 def _loops(query, key, value, scale):
@@ -72,6 +79,60 @@ def test_axial_attention_refuses_what_does_not_fit(qkv):
         axial_attention(query, key[:, :2], value, axis="width")
     with pytest.raises(ValueError, match="value must have shape"):
         axial_attention(query, key, value[..., :2], axis="width")
+
+
+def test_criss_cross_attention_by_loops(qkv):
+    query, key, value = qkv
+    across, down = criss_cross_maps(query, key)
+    found = criss_cross_attention(query, key, value)
+    for b in range(2):
+        for i in range(3):
+            for j in range(5):
+                cross = {(i, other) for other in range(5)} | {(other, j) for other in range(3)}
+                assert len(cross) == 3 + 5 - 1
+                places = sorted(cross)
+                keys, values = (torch.stack([x[b, :, y, x_] for y, x_ in places])
+                                for x in (key, value))  # fmt: skip
+                expected = _loops(query[b, :, i, j][None], keys, values, 1.0)[0]
+                torch.testing.assert_close(found[b, :, i, j], expected)
+                weights = (keys @ query[b, :, i, j]).softmax(0)
+                for (y, x_), weight in zip(places, weights, strict=True):
+                    of_map = across[b, i, j, x_] if y == i else down[b, i, j, y]
+                    torch.testing.assert_close(of_map, weight)
+    torch.testing.assert_close(across.sum(3) + down.sum(3), torch.ones_like(across[..., 0]))
+    assert not down.diagonal(dim1=1, dim2=3).any()
+
+
+def test_criss_cross_attention_is_masked_attention_between_all_positions(qkv):
+    query, key, value = qkv
+    places = torch.cartesian_prod(torch.arange(3), torch.arange(5))
+    cross = (places[:, None] == places[None]).any(2)
+    weights = attention_map(query.flatten(2).mT, key.flatten(2).mT, scale=1.0, mask=cross)
+    expected = (value.flatten(2) @ weights.mT).view_as(value)
+    torch.testing.assert_close(criss_cross_attention(query, key, value), expected)
+    with_residual = criss_cross_attention(query, key, value, residual=2 * value)
+    torch.testing.assert_close(with_residual, 2 * value + expected)
+
+
+def test_criss_cross_attention_on_one_line_is_axial_attention(qkv):
+    row = [x[:, :, :1] for x in qkv]
+    torch.testing.assert_close(
+        criss_cross_attention(*row), axial_attention(*row, axis="width", scale=1.0)
+    )
+    column = [x[..., :1] for x in qkv]
+    torch.testing.assert_close(
+        criss_cross_attention(*column), axial_attention(*column, axis="height", scale=1.0)
+    )
+
+
+def test_criss_cross_attention_refuses_what_does_not_fit(qkv):
+    query, key, value = qkv
+    with pytest.raises(ValueError, match="criss_cross_attention: key must have shape"):
+        criss_cross_maps(query, key[:, :2])
+    with pytest.raises(ValueError, match="criss_cross_attention: value must have shape"):
+        criss_cross_attention(query, key, value[..., :2])
+    with pytest.raises(ValueError, match="criss_cross_attention: residual must have shape"):
+        criss_cross_attention(query, key, value, residual=query)
 
 
 @pytest.mark.parametrize("positions", [(6,), (2, 3), (3, 2, 2)])

@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-import torch
 from cv_core.checks import check_floating, check_integer, check_shape
+from cv_core.nn.attention import criss_cross_attention, criss_cross_maps
 from jaxtyping import Float
 from torch import Tensor, nn
 
@@ -29,6 +29,7 @@ class CrissCrossAttention(nn.Module):
         ValueError: If a number is below 1.
 
     Example:
+        >>> import torch
         >>> CrissCrossAttention(16)(torch.rand(2, 16, 7, 9)).shape
         torch.Size([2, 16, 7, 9])
     """
@@ -70,27 +71,15 @@ class CrissCrossAttention(nn.Module):
         it is 0.
         """
         check_floating("CrissCrossAttention", "x", x)
-        sizes = check_shape("CrissCrossAttention", "x", x, "b c h w", c=self.channels)
-        return self._weights(x, sizes["h"], sizes["w"])
-
-    def _weights(self, x: Tensor, height: int, width: int) -> tuple[Tensor, Tensor]:
-        query, key = self.query(x), self.key(x)
-        row = torch.einsum("bchw,bchj->bhwj", query, key)
-        column = torch.einsum("bchw,bciw->bhwi", query, key)
-        itself = torch.eye(height, dtype=torch.bool, device=x.device)[:, None]
-        column = column.masked_fill(itself, float("-inf"))
-        across, down = torch.cat([row, column], dim=3).softmax(3).split((width, height), dim=3)
-        return across, down
+        check_shape("CrissCrossAttention", "x", x, "b c h w", c=self.channels)
+        return criss_cross_maps(self.query(x), self.key(x))
 
     def forward(self, x: Float[Tensor, "b c h w"]) -> Float[Tensor, "b c h w"]:
         """Apply the attention ``recurrence`` times to ``(B, C, H, W)``."""
         check_floating("CrissCrossAttention", "x", x)
-        sizes = check_shape("CrissCrossAttention", "x", x, "b c h w", c=self.channels)
+        check_shape("CrissCrossAttention", "x", x, "b c h w", c=self.channels)
         for _ in range(self.recurrence):
-            across, down = self._weights(x, sizes["h"], sizes["w"])
-            value = self.value(x)
-            seen = torch.einsum("bhwj,bchj->bchw", across, value)
-            x = x + seen + torch.einsum("bhwi,bciw->bchw", down, value)
+            x = criss_cross_attention(self.query(x), self.key(x), self.value(x), residual=x)
         return x
 
 

@@ -1,13 +1,15 @@
 """Attention over tokens and over maps, and a transformer encoder.
 
-All products run through torch's fused ``scaled_dot_product_attention``, which never forms the map;
-a map is computed only where it is asked for, by the methods ``maps``.
+Products over all positions, rows or columns run through torch's fused
+``scaled_dot_product_attention``, which never forms the map; a map is computed only where it is
+asked for, by the methods ``maps``. Criss-cross attention forms its map, which is small.
 """
 
 from __future__ import annotations
 
 from typing import Literal, get_args
 
+import torch
 from jaxtyping import Bool, Float
 from torch import Tensor, nn
 from torch.nn.functional import scaled_dot_product_attention
@@ -98,6 +100,72 @@ def _check_heads(owner: str, name: str, channels: int, heads: int) -> None:
             f"{owner}: heads must divide the channels of {name}; got {heads} heads and "
             f"{channels} channels."
         )
+
+
+def criss_cross_maps(
+    query: Float[Tensor, "b c h w"], key: Float[Tensor, "b c h w"]
+) -> tuple[Float[Tensor, "b h w w"], Float[Tensor, "b h w h"]]:
+    """Return the weights that ``criss_cross_attention`` applies: on the row, and on the column.
+
+    Args:
+        query: ``(B, C, H, W)``.
+        key: ``(B, C, H, W)``.
+
+    Returns:
+        ``(B, H, W, W)`` and ``(B, H, W, H)``, which sum to 1 together. A position's weight on
+        itself stands in its row; in its column it is 0.
+
+    Raises:
+        ValueError: If the shapes differ.
+    """
+    sizes = check_shape("criss_cross_attention", "query", query, "b c h w")
+    check_shape("criss_cross_attention", "key", key, "b c h w", **sizes)
+    row = torch.einsum("bchw,bchj->bhwj", query, key)
+    column = torch.einsum("bchw,bciw->bhwi", query, key)
+    itself = torch.eye(sizes["h"], dtype=torch.bool, device=query.device)[:, None]
+    column = column.masked_fill(itself, float("-inf"))
+    lengths = (sizes["w"], sizes["h"])
+    across, down = torch.cat([row, column], dim=3).softmax(3).split(lengths, dim=3)
+    return across, down
+
+
+def criss_cross_attention(
+    query: Float[Tensor, "b c h w"],
+    key: Float[Tensor, "b c h w"],
+    value: Float[Tensor, "b d h w"],
+    *,
+    residual: Float[Tensor, "b d h w"] | None = None,
+) -> Float[Tensor, "b d h w"]:
+    r"""Attend within row and column at once, of Huang et al., *CCNet*, ICCV 2019.
+
+    .. math:: y_u = x_u + \sum_{i \in \mathrm{row}(u) \cup \mathrm{column}(u)}
+              \mathrm{softmax}_i(q_u^\top k_i) \, v_i
+
+    over the H + W - 1 positions of the cross, u itself once. The weights take H W (H + W) numbers,
+    not :math:`(H W)^2`; twice in turn, every position sees every other.
+
+    Args:
+        query: ``(B, C, H, W)``; multiply it for another scale than the published 1.
+        key: ``(B, C, H, W)``.
+        value: ``(B, D, H, W)``.
+        residual: The x above, ``(B, D, H, W)``; nothing is added by default.
+
+    Returns:
+        ``(B, D, H, W)``.
+
+    Raises:
+        ValueError: If the shapes do not fit.
+    """
+    sizes = check_shape("criss_cross_attention", "query", query, "b c h w")
+    del sizes["c"]
+    sizes = check_shape("criss_cross_attention", "value", value, "b d h w", **sizes)
+    if residual is not None:
+        check_shape("criss_cross_attention", "residual", residual, "b d h w", **sizes)
+    across, down = criss_cross_maps(query, key)
+    seen = torch.einsum("bhwj,bchj->bchw", across, value)
+    if residual is not None:
+        seen = residual + seen
+    return seen + torch.einsum("bhwi,bciw->bchw", down, value)
 
 
 class NonLocalBlock(nn.Module):

@@ -1,0 +1,1 @@
+"""Segmentation of objects in clips: recurrent decoders, attention and losses between objects."""
