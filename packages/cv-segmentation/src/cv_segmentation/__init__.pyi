@@ -45,3 +45,13 @@ from .training import train as train
 
 __version__: str
 # The methods' public names, written from the cards by tools/index.py:
+from .methods.dual_attention_convlstm_vos import DualAttentionVOS as DualAttentionVOS
+from .video.attention import ChannelAffinityAttention as ChannelAffinityAttention
+from .video.attention import CrissCrossContext as CrissCrossContext
+from .video.context import ContextFusion as ContextFusion
+from .video.context import SpatialContextBranch as SpatialContextBranch
+from .video.decoder import BiRecurrentConvLSTMCell as BiRecurrentConvLSTMCell
+from .video.decoder import HierarchicalConvLSTMDecoder as HierarchicalConvLSTMDecoder
+from .video.losses import VideoObjectLoss as VideoObjectLoss
+from .video.losses import balanced_bce_loss as balanced_bce_loss
+from .video.losses import self_iou_loss as self_iou_loss
