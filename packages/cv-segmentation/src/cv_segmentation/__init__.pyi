@@ -46,6 +46,16 @@ from .training import train as train
 __version__: str
 # The methods' public names, written from the cards by tools/index.py:
 from .methods.dual_attention_convlstm_vos import DualAttentionVOS as DualAttentionVOS
+from .methods.residual_correction import AncillaryEncoder as AncillaryEncoder
+from .methods.residual_correction import ResidualCorrectionNet as ResidualCorrectionNet
+from .methods.residual_correction import add_logits as add_logits
+from .methods.residual_correction import add_probabilities as add_probabilities
+from .methods.residual_correction import corrected_logits as corrected_logits
+from .methods.residual_correction import correction_loss as correction_loss
+from .methods.residual_correction import deeplabv3plus_pair as deeplabv3plus_pair
+from .methods.residual_correction import pseudo_label as pseudo_label
+from .methods.residual_correction import residual_correction_losses as residual_correction_losses
+from .methods.residual_correction import small_unet_pair as small_unet_pair
 from .video.attention import ChannelAffinityAttention as ChannelAffinityAttention
 from .video.attention import CrissCrossContext as CrissCrossContext
 from .video.context import ContextFusion as ContextFusion
