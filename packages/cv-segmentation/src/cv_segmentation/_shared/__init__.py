@@ -1,0 +1,1 @@
+"""Parts that several methods of this package use."""
