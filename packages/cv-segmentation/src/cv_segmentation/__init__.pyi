@@ -45,6 +45,12 @@ from .training import train as train
 
 __version__: str
 # The methods' public names, written from the cards by tools/index.py:
+from .domain_generalization import InstanceSelectiveWhiteningLoss as InstanceSelectiveWhiteningLoss
+from .domain_generalization import StyleChannels as StyleChannels
+from .domain_generalization import StyleJitter as StyleJitter
+from .domain_generalization import channel_correlation as channel_correlation
+from .domain_generalization import gram_style_variance as gram_style_variance
+from .domain_generalization import style_sensitive_channels as style_sensitive_channels
 from .methods.dual_attention_convlstm_vos import DualAttentionVOS as DualAttentionVOS
 from .methods.residual_correction import AncillaryEncoder as AncillaryEncoder
 from .methods.residual_correction import ResidualCorrectionNet as ResidualCorrectionNet
@@ -56,6 +62,9 @@ from .methods.residual_correction import deeplabv3plus_pair as deeplabv3plus_pai
 from .methods.residual_correction import pseudo_label as pseudo_label
 from .methods.residual_correction import residual_correction_losses as residual_correction_losses
 from .methods.residual_correction import small_unet_pair as small_unet_pair
+from .methods.scre import SCREHooks as SCREHooks
+from .methods.scre import StyleChannelRandomErasing as StyleChannelRandomErasing
+from .methods.scre import attach_scre as attach_scre
 from .video.attention import ChannelAffinityAttention as ChannelAffinityAttention
 from .video.attention import CrissCrossContext as CrissCrossContext
 from .video.context import ContextFusion as ContextFusion
