@@ -112,7 +112,7 @@ def test_senders_in_blocks_come_close_to_all_pixels(stride, share, mean):
     logits, image, _ = noisy()
     q = logits[0].softmax(0)
     exact, found = (
-        crf._normalised(crf._bilateral(image[0] / 0.05, 6.0, side), q)(q) for side in (1, stride)
+        crf._normalised(*crf._bilateral(image[0] / 0.05, 6.0, side))(q) for side in (1, stride)
     )
     assert 0.01 < float((found - exact).norm() / exact.norm()) < share
     exact, found = (dense_crf(logits, image, **UNSURE, stride=side) for side in (1, stride))
@@ -135,7 +135,12 @@ def test_in_a_plain_image_blocks_cost_little():
 def test_a_block_sends_the_mean_times_the_count_but_for_oneself():
     # 5 x 7 in blocks of 3: those at the far borders are smaller.
     colours, values = 3 * draw(2, 5, 7), draw(3, 5, 7).flip(1)
-    found = crf._bilateral(colours, 4.0, 3)(values)
+    kernel, (rows, columns) = crf._bilateral(colours, 4.0, 3)
+    found = kernel(values)
+    matrix = kernel(torch.eye(35, dtype=torch.float64).view(35, 5, 7)).flatten(1)  # sender first
+    torch.testing.assert_close(rows.flatten(), matrix.sum(0))
+    torch.testing.assert_close(columns.flatten(), matrix.sum(1))
+    assert not matrix.diagonal().any()
     places = [(i, j) for i in range(5) for j in range(7)]
     blocks = {}
     for i, j in places:
@@ -153,6 +158,31 @@ def test_a_block_sends_the_mean_times_the_count_but_for_oneself():
             if key == (i // 3, j // 3):
                 total -= k * values[:, i, j]
         torch.testing.assert_close(found[:, i, j], total)
+
+
+@pytest.mark.parametrize("stride", [1, 2, 3, 4])
+def test_one_odd_pixel_does_not_decide_for_all(stride):
+    """It has no like, so that its row sum is 0; its block has many."""
+    image = torch.zeros(1, 3, 16, 16)
+    image[..., 5, 7] = 1.0
+    logits = torch.tensor([2.0, 0.0]).view(1, 2, 1, 1).repeat(1, 1, 16, 16)
+    logits[0, :, 5, 7] = torch.tensor([-1.0, 1.0])
+    for dtype in (torch.float32, torch.float64):
+        found = dense_crf(logits.to(dtype), image.to(dtype), stride=stride)
+        assert not found.argmax(1).any()
+        alone = dense_crf(logits.to(dtype), image.to(dtype), stride=stride, gaussian_weight=0.0)
+        assert int(alone.argmax(1).sum()) == int(alone[0, :, 5, 7].argmax()) == 1
+
+
+@pytest.mark.parametrize("stride", [1, 2])
+@pytest.mark.parametrize(("position", "colour"), [(60.0, 0.05), (3.0, 0.01)])
+def test_pixels_without_their_like_are_as_in_double_precision(stride, position, colour):
+    """Rounding errors of the self-message must not be divided by their own size."""
+    image, logits = draw(1, 3, 16, 16), 3 * draw(1, 3, 16, 16).flip(1)
+    options = {"position_scale": position, "colour_scale": colour, "stride": stride}
+    exact = dense_crf(logits, image, gaussian_weight=0.0, **options)
+    single = dense_crf(logits.float(), image.float(), gaussian_weight=0.0, **options)
+    torch.testing.assert_close(single.double(), exact, rtol=0.0, atol=0.02)
 
 
 def test_single_and_half_precision():
