@@ -45,6 +45,10 @@ from .training import train as train
 
 __version__: str
 # The methods' public names, written from the cards by tools/index.py:
+from .cam_classifier import CAMClassifier as CAMClassifier
+from .climbing import adversarial_climb as adversarial_climb
+from .context_decoupling import ContextDecoupling as ContextDecoupling
+from .context_decoupling import cut_objects as cut_objects
 from .domain_generalization import InstanceSelectiveWhiteningLoss as InstanceSelectiveWhiteningLoss
 from .domain_generalization import StyleChannels as StyleChannels
 from .domain_generalization import StyleJitter as StyleJitter
@@ -65,6 +69,14 @@ from .methods.residual_correction import small_unet_pair as small_unet_pair
 from .methods.scre import SCREHooks as SCREHooks
 from .methods.scre import StyleChannelRandomErasing as StyleChannelRandomErasing
 from .methods.scre import attach_scre as attach_scre
+from .methods.sda_cam import sda_cam as sda_cam
+from .seeds import refine_seeds as refine_seeds
+from .seeds import seed_labels as seed_labels
+from .seeds import seed_miou as seed_miou
+from .subcategories import assign_subcategories as assign_subcategories
+from .subcategories import subcategory_centres as subcategory_centres
+from .subcategories import subcategory_labels as subcategory_labels
+from .subcategories import subcategory_loss as subcategory_loss
 from .video.attention import ChannelAffinityAttention as ChannelAffinityAttention
 from .video.attention import CrissCrossContext as CrissCrossContext
 from .video.context import ContextFusion as ContextFusion
