@@ -110,6 +110,19 @@ def test_a_changed_mask_is_another_training(capsys, tmp_path, photos):
     assert "its checksum is" in capsys.readouterr().err
 
 
+def test_results_among_the_data_are_no_part_of_them(capsys, monkeypatch, photos):
+    monkeypatch.chdir(photos)
+    for _ in range(2):
+        assert app.run_app(["segment", "train", ".", *SMALL]) == 0, capsys.readouterr().err
+
+
+def test_names_of_classes_may_hold_any_sign(tmp_path, photos):
+    out = tmp_path / "a"
+    words = ["segment", "train", str(photos), "--classes", "a + b & c,100%", *SMALL]
+    assert app.run_app([*words, "--out", str(out)]) == 0
+    assert list(json.loads((out / "metrics.json").read_text())["classes"]) == ["a + b & c", "100%"]
+
+
 @pytest.mark.parametrize(
     ("words", "wanted"),
     [
@@ -206,6 +219,21 @@ def test_a_damaged_picture_does_not_stop_the_others(capsys, tmp_path, photos, ne
     assert "3.png: not a readable picture" in said.err
     assert "9 masks and overlays" in said.out
     assert not (out / "3.png").exists()
+
+
+def test_masks_and_overlays_do_not_overwrite_each_other(capsys, tmp_path, photos, network):
+    folder = photos / "images"
+    (folder / "1.png").rename(folder / "0-overlay.png")
+    words = ["segment", "predict", str(network), str(folder), "--out", str(tmp_path / "masks")]
+    assert app.run_app(words) == 2
+    assert "would both write 0-overlay.png" in capsys.readouterr().err
+    assert not (tmp_path / "masks").exists()
+
+
+def test_hidden_files_are_no_pictures(tmp_path, photos, network):
+    (photos / "images" / "._0.png").write_bytes(b"of another system")
+    words = ["segment", "predict", str(network), str(photos / "images")]
+    assert app.run_app([*words, "--out", str(tmp_path / "masks")]) == 0
 
 
 @pytest.mark.parametrize(

@@ -107,7 +107,7 @@ def test_it_follows_the_image_where_the_labels_are_noisy():
     assert float((blurred.argmax(1)[0] != mask).double().mean()) > float(after)
 
 
-@pytest.mark.parametrize(("stride", "share", "mean"), [(2, 0.10, 0.012), (3, 0.12, 0.016)])
+@pytest.mark.parametrize(("stride", "share", "mean"), [(2, 0.08, 0.008), (3, 0.14, 0.016)])
 def test_senders_in_blocks_come_close_to_all_pixels(stride, share, mean):
     logits, image, _ = noisy()
     q = logits[0].softmax(0)
@@ -119,7 +119,7 @@ def test_senders_in_blocks_come_close_to_all_pixels(stride, share, mean):
     assert float(exact.amax(1).mean()) < 0.95  # nothing is hidden by certainty
     apart = (found - exact).abs()
     assert 0.0 < float(apart.mean()) < mean
-    assert float(apart.max()) < 0.15
+    assert float(apart.max()) < 0.10
 
 
 def test_in_a_plain_image_blocks_cost_little():

@@ -7,6 +7,7 @@ from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
+from urllib.parse import quote
 
 import typer
 from cv_core.checks import check_choice, check_integer
@@ -250,7 +251,7 @@ def _load(name: str, classes: str | None) -> tuple[Segmentation, str]:
     if classes is not None:
         if not name.startswith("folder:"):
             raise BadUse(f"--classes names those of a folder; {name} has names of its own.")
-        name += f"{'&' if '?' in name else '?'}classes={classes}"
+        name += f"{'&' if '?' in name else '?'}classes={quote(classes, safe=',')}"
     sources.resolve(name)
     if sources.kind_of(name) != "Segmentation":
         layout = " It needs images/ and masks/." if name.startswith("folder:") else ""
@@ -324,14 +325,12 @@ def _open_model(folder: Path, device: str) -> tuple[SegmentationModel, dict[str,
 
 def _pictures(paths: list[Path], out: Path) -> dict[str, Path]:
     """Return the pictures by the name that their mask will have."""
-    from cv_core.data.readers.folders import SUFFIXES
-
     found: dict[str, Path] = {}
+    makers: dict[str, Path] = {}  # of each file that will be written
     for path in paths:
         if not path.exists():
             raise BadUse(f"IMAGES {path}: no such file or folder.")
-        inside = sorted(path.iterdir()) if path.is_dir() else [path]
-        files = [file for file in inside if file.suffix.lower() in SUFFIXES and file.is_file()]
+        files = _inside(path)
         if not files:
             raise BadUse(f"IMAGES {path}: no picture.")
         for file in files:
@@ -341,13 +340,27 @@ def _pictures(paths: list[Path], out: Path) -> dict[str, Path]:
                     "predict them into two folders."
                 )
             found[file.stem] = file
-    written = {
-        (out / f"{name}{ending}.png").resolve() for name in found for ending in ("", "-overlay")
-    }
+            for ending in ("", "-overlay"):
+                target = f"{file.stem}{ending}.png"
+                if makers.setdefault(target, file) is not file:
+                    raise BadUse(
+                        f"IMAGES {makers[target]} and {file} would both write {target}; predict "
+                        "them into two folders."
+                    )
+    written = {(out / target).resolve() for target in makers}
     for file in found.values():
         if file.resolve() in written:
             raise BadUse(f"--out {out}: {file} would be overwritten.")
     return found
+
+
+def _inside(path: Path) -> list[Path]:
+    """Return the pictures in a folder, hidden ones left out, or the picture itself."""
+    from cv_core.data.readers.folders import SUFFIXES
+
+    folder = path.is_dir()
+    files = [file for file in path.iterdir() if file.name[0] != "."] if folder else [path]
+    return sorted(file for file in files if file.suffix.lower() in SUFFIXES and file.is_file())
 
 
 def _predict(

@@ -183,10 +183,19 @@ def stamp(name: str) -> tuple[tuple[str, int, int], ...]:
 
 
 def files(name: str) -> list[Path]:
-    """Return the files that belong to the data, sorted; hidden ones are left out."""
+    """Return the files that belong to the data, sorted; hidden ones are left out.
+
+    Raises:
+        CorruptData: If two pictures of a folder with masks have one name.
+    """
     source = parse(name)
     if source.scheme == "npz":
         return [source.path]
+    if source.scheme == "folder":
+        from cv_core.data.readers.mask_folders import holds_masks, mask_folder_files
+
+        if holds_masks(source.path):
+            return sorted(mask_folder_files(source.path))
     found = _below(source.path) if source.scheme != "coco" else _below(_images(source))
     return sorted({*found, source.path} if source.scheme == "coco" else found)
 

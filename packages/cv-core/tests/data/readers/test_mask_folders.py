@@ -340,3 +340,15 @@ def test_options_that_do_not_fit(folder, tmp_path):
             sources.load(f"folder:{folder}?{option}")
     with pytest.raises(ValueError, match="classes and ignore are for images with masks"):
         sources.load(f"folder:{folder / 'images'}?classes=a,b")
+
+
+def test_the_checksum_is_of_what_is_read(folder):
+    name = f"folder:{folder}"
+    before = sources.checksum(name)
+    save_image(folder / "results" / "1.png", (1, 2, 3))
+    assert sources.checksum(name) == before
+    (folder / "classes.txt").write_text("ground\nobject\n", encoding="utf-8")
+    named = sources.checksum(name)
+    assert named != before
+    save_mask(folder / "masks" / "4.png", labels_of(5))
+    assert sources.checksum(name) not in (before, named)

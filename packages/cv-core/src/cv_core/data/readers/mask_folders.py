@@ -39,6 +39,7 @@ if TYPE_CHECKING:
 
 IMAGES, MASKS, CLASSES = "images", "masks", "classes.txt"
 _VOID = 255  # ignored by default, and the foreground of binary masks
+_PARTS = ("train", "test", "val")
 _SHARES = (0.6, 0.2, 0.2)
 _LEAST = 4  # pairs that these shares can be made of
 _MOST_UNNAMED = 256
@@ -111,6 +112,22 @@ def holds_masks(path: Path) -> bool:
         (folder / IMAGES).is_dir() and (folder / MASKS).is_dir()
         for folder in (path, path / "train")
     )
+
+
+def mask_folder_files(path: Path) -> list[Path]:
+    """Return the files of such a folder that are read, by names and places alone.
+
+    What else lies there, such as a training's results, is no part of the data.
+    """
+    parts = [path] if (path / IMAGES).is_dir() else [path / part for part in _PARTS]
+    below = [
+        file
+        for part in parts
+        for name in (IMAGES, MASKS)
+        if (part / name).is_dir()
+        for file in _pictures(part / name).values()
+    ]
+    return [*below, *([path / CLASSES] if (path / CLASSES).is_file() else [])]
 
 
 def read_mask_folder(
