@@ -134,6 +134,16 @@ def test_normalization_of_smp_s_weights(tmp_path, monkeypatch):
     assert normalization("resnet18", "imagenet") == ((0.2,) * 3, (0.4,) * 3)
 
 
+def test_normalization_refuses_unknown_weights(timm):
+    with pytest.raises(ValueError, match=r"normalization: weights must be one of .* got 'nope'"):
+        normalization("timm/resnet18", "nope")
+    pytest.importorskip("segmentation_models_pytorch.encoders", reason="the extra smp")
+    with pytest.raises(ValueError, match=r"weights must be one of .* got 'nope'"):
+        normalization("resnet18", "nope")
+    with pytest.raises(ValueError, match=r"name must be .* got 'small'"):
+        normalization("small", "imagenet")
+
+
 def test_bad_options():
     with pytest.raises(ValueError, match="at least one stage"):
         ConvEncoder(())

@@ -222,6 +222,9 @@ def normalization(name: str, weights: str) -> tuple[tuple[float, ...], tuple[flo
     """
     if name.startswith(_TIMM):
         timm = require("timm", package="cv-segmentation", extra="timm", purpose="normalization")
+        model = name.removeprefix(_TIMM)
+        tags = [tag.partition(".")[2] for tag in timm.list_pretrained(f"{model}.*")]
+        check_choice("normalization", "weights", weights, tags)
         facts = timm.get_pretrained_cfg(f"{name.removeprefix(_TIMM)}.{weights}").to_dict()
     else:
         smp = require(
@@ -230,6 +233,10 @@ def normalization(name: str, weights: str) -> tuple[tuple[float, ...], tuple[flo
             extra="smp",
             purpose="normalization",
         )
+        if name not in smp.encoders:
+            _refuse(name, smp.encoders, "segmentation-models-pytorch's")
+        choices = smp.encoders[name]["pretrained_settings"]
+        check_choice("normalization", "weights", weights, choices)
         facts = smp.get_preprocessing_params(name, weights)
     # some weights were trained on values up to 255
     scale = max(facts.get("input_range", (0, 1)))

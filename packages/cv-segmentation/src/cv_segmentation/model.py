@@ -138,7 +138,8 @@ def build_model(
         decoder: ``"unet"``, ``"fpn"`` or ``"deeplab"`` (with dilations for the encoder's stride).
         classes: Number of classes.
         weights: Pretrained weights of the encoder, which are downloaded; None for random ones. The
-            network then normalises its images as they were for these weights.
+            network then normalises its images as they were for these weights, if they have three
+            channels; for others no mean is known, and none is taken off.
         in_channels: Channels of the image.
         depth: Halvings of the encoder.
 

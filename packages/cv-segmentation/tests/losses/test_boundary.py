@@ -95,3 +95,7 @@ def test_what_does_not_fit_is_refused():
         signed_distance(mask, spacing=(1.0, 1.0, 1.0))
     with pytest.raises(ValueError, match="BoundaryLoss: spacing"):
         BoundaryLoss("binary", spacing=(1.0, 0.0))
+
+
+def test_a_batch_of_none_has_no_distances():
+    assert signed_distance(torch.zeros(0, 4, 5, dtype=torch.bool)).shape == (0, 4, 5)

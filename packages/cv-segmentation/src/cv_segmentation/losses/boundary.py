@@ -148,8 +148,10 @@ def signed_distance(
         )
     sides = np.broadcast_to(scale, mask.ndim - 1)
     insides, outsides = (mask & known).cpu().numpy(), (~mask & known).cpu().numpy()
-    found = [_distance(*pair, sides) for pair in zip(insides, outsides, strict=True)]
-    return torch.from_numpy(np.stack(found)).to(mask.device)
+    found = np.zeros(mask.shape, np.float32)
+    for place, pair in enumerate(zip(insides, outsides, strict=True)):
+        found[place] = _distance(*pair, sides)
+    return torch.from_numpy(found).to(mask.device)
 
 
 def _distance(inside: np.ndarray, outside: np.ndarray, sides: np.ndarray) -> np.ndarray:
