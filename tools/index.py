@@ -142,6 +142,8 @@ def wanted() -> dict[Path, str]:
             files[pyi] = pyi_text(pyi, rows)
         readme = ROOT / "packages" / package / "README.md"
         text = fill(readme.read_text(encoding="utf-8"), "benchmarks", benchmark_table(package))
+        for table in sorted(ROOT.glob(f"packages/{package}/benchmarks/results/*.md")):
+            text = fill(text, table.stem, table.read_text(encoding="utf-8"))
         files[readme] = fill(text, "methods", methods_table(rows, link="reports/{slug}.md"))
     front = ROOT / "README.md"
     table = methods_table(every, link="packages/{package}/reports/{slug}.md")
