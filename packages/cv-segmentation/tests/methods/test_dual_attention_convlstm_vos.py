@@ -46,6 +46,14 @@ def test_streaming_equals_the_whole_clip():
         torch.testing.assert_close(masks, whole[:, t])
 
 
+def test_masks_may_be_of_another_precision_than_the_frames():
+    frames, masks = clip()
+    model = network().float()
+    expected = model(frames.float(), masks.float())
+    for given in (masks, masks.half()):
+        torch.testing.assert_close(model(frames.float(), given), expected, rtol=1e-4, atol=0.0)
+
+
 def test_a_frame_knows_nothing_of_later_ones():
     frames, first = clip()
     model, later = network(), frames.clone()
@@ -131,6 +139,11 @@ def test_on_an_encoder_of_another_library():
         (lambda m, x, y: m(x, y[..., 1:]), ValueError, "first_masks must have shape .* w=22"),
         (lambda m, x, y: m(x, y.bool()), TypeError, "first_masks must be a floating-point"),
         (lambda m, x, y: m.logits(x, y, y), ValueError, "truth must have shape"),
+        (lambda m, x, y: m.logits(x, y, y.bool()), TypeError, "DualAttentionVOS: truth must be a"),
+        (lambda m, x, y: m(x, 255 * y), ValueError, r"first_masks must lie in \[0, 1\]; .* 255"),
+        (lambda m, x, y: m(x, y / 0), ValueError, r"first_masks must lie in \[0, 1\]"),
+        (lambda m, x, y: m.step(x[:, 0], 2 * y), ValueError, r"masks must lie in \[0, 1\]; .* 2"),
+        (lambda m, x, y: m.step(x[:, 0], y.bool()), TypeError, "masks must be a floating-point"),
     ],
 )
 def test_bad_input_is_refused(call, error, message):

@@ -257,6 +257,20 @@ def test_segmentation_is_averaged_where_the_map_is_smaller() -> None:
     torch.testing.assert_close(same, constant)
 
 
+@pytest.mark.parametrize("kind", [torch.float16, torch.bfloat16])
+def test_segmentation_in_half_precision(kind: torch.dtype) -> None:
+    seg, cor = (net.float() for net in pair())
+    x, y = batch()
+    expected = residual_correction_losses(seg, cor, x.float(), y, x.float())
+    with torch.autocast("cpu", dtype=kind):
+        losses = residual_correction_losses(seg, cor, x.float(), y, x.float())
+    for name in ("ce", "cor"):
+        torch.testing.assert_close(losses[name], expected[name], rtol=0.05, atol=0.0)
+    losses["total"].backward()
+    encoder = AncillaryEncoder(CLASSES, 5).to(kind)
+    assert encoder(draws(1, CLASSES, 9, 9).to(kind), (4, 7)).dtype == kind
+
+
 def test_deeplab_pair_attends_to_the_two_maps_that_enter_the_decoder() -> None:
     seg, cor = deeplabv3plus_pair(CLASSES, encoder="small")
     seg, cor = seg.double().eval(), cor.double().eval()
@@ -421,6 +435,11 @@ def test_bad_input_is_refused() -> None:
         AncillaryEncoder(2, 3, hidden=0)
     encoder = ConvEncoder((4,))
     decoder = UNetDecoder(encoder.out_channels)
+    with pytest.raises(ValueError, match=r"ResidualCorrectionNet: num_classes must be at least 2"):
+        ResidualCorrectionNet(encoder, decoder, [0, 4], 1)
+    for make in (small_unet_pair, deeplabv3plus_pair):
+        with pytest.raises(ValueError, match=r"_pair: num_classes must be at least 2; got 1"):
+            make(1)
     with pytest.raises(ValueError, match=r"ResidualCorrectionNet: feature_channels must name"):
         ResidualCorrectionNet(encoder, decoder, [0, 0], 2)
     with pytest.raises(ValueError, match=r"must return 1 maps, as many as feature_channels; got 2"):

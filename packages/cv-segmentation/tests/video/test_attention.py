@@ -118,6 +118,17 @@ def test_dot_saturates_cosine_does_not_and_danet_reverses_the_order():
     torch.testing.assert_close(scaled[0], cosine)
 
 
+@pytest.mark.parametrize("affinity", ["dot", "cosine", "danet"])
+def test_channel_affinity_of_large_maps_in_half_precision(affinity):
+    module = ChannelAffinityAttention(affinity)
+    module.beta.data.fill_(0.7)
+    x = 40.0 * draw(1, 4, 15, 27).half()  # the products sum to 6e5, beyond float16
+    expected = module(x.float())
+    with torch.autocast("cpu", dtype=torch.float16):
+        torch.testing.assert_close(module(x).float(), expected, rtol=5e-3, atol=0.1)
+    torch.testing.assert_close(module.half()(x).float(), expected, rtol=5e-3, atol=0.1)
+
+
 @pytest.mark.parametrize(
     ("call", "message"),
     [

@@ -66,6 +66,14 @@ def test_self_iou_pushes_overlapping_masks_apart():
     assert torch.isfinite(torch.autograd.grad(self_iou_loss(logits - 200.0), logits)[0]).all()
 
 
+def test_self_iou_of_large_masks_in_half_precision():
+    logits = torch.ones(1, 2, 480, 854)  # the products sum to 2e5, beyond float16
+    expected = self_iou_loss(logits)
+    with torch.autocast("cpu", dtype=torch.float16):
+        torch.testing.assert_close(self_iou_loss(logits), expected)
+        torch.testing.assert_close(self_iou_loss(logits.half()), expected, rtol=1e-3, atol=0.0)
+
+
 def test_balanced_bce_by_loops():
     p, y = draw(2, 3, 4, 5), (draw(2, 3, 4, 5, seed=1) > 0.7).double()
     y[0, 0, :2, :2] = 255

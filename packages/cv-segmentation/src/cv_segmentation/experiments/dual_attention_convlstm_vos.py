@@ -378,6 +378,14 @@ EXPERIMENT = Experiment(
             "non-local block are without channel attention; here all but one arm have it."
         ),
         (
+            "Queries and keys have an eighth of the channels in criss-cross attention and half in "
+            "the non-local block, as published: part of its savings is that."
+        ),
+        (
+            "Clips for training and for tests show different digits and start elsewhere, but are "
+            "cut from the same photographs."
+        ),
+        (
             "Augmentation by rotation, translation, shear and scaling is left out: composed clips "
             "are drawn at random."
         ),

@@ -405,5 +405,16 @@ EXPERIMENT = Experiment(
             "All arms make the same number of steps of S; C makes its own besides. The arms of a "
             "seed share the first stage within a process: its time counts in one of them only."
         ),
+        (
+            "By default C is trained for a fifth of the steps of S, in the paper and in the full "
+            "budget for as many. A C that must learn the classes themselves (direct target) has "
+            "too few of them, while one that corrects starts from S: that claim is no fair test "
+            "by default."
+        ),
+        (
+            "Concatenation has 20 % fewer parameters in C, which lacks the ancillary encoders. "
+            "CutMix-Seg's threshold of 0.97 leaves few pixels so early in training: it is hardly "
+            "more than labels only here."
+        ),
     ),
 )  # fmt: skip

@@ -63,7 +63,9 @@ class DualAttentionVOS(nn.Module):
     Args:
         backbone: An encoder of at least four halvings, whose last four maps are decoded:
             ``build_encoder("resnet50", weights="imagenet")`` in the paper, at a thousandth of the
-            other weights' learning rate.
+            other weights' learning rate. Pretrained weights expect frames from which
+            ``cv_segmentation.encoders.normalization``'s mean is subtracted, divided by its
+            deviation; this is not done here.
         hidden: Channels of the spatial context, of the deepest cell and of what that reads of the
             backbone; every finer level has half as many.
         attention: Makes the attention of the spatial context branch for a number of channels: two
@@ -167,7 +169,7 @@ class DualAttentionVOS(nn.Module):
 
         Raises:
             TypeError: If an argument is not floating.
-            ValueError: If a shape does not fit.
+            ValueError: If a shape does not fit, or the first masks leave [0, 1].
         """
         owner = "DualAttentionVOS"
         check_floating(owner, "frames", frames)
@@ -175,7 +177,9 @@ class DualAttentionVOS(nn.Module):
         sizes = check_shape(owner, "frames", frames, "b t c h w", c=self.in_channels)
         known = {name: sizes[name] for name in "bhw"}
         known = check_shape(owner, "first_masks", first_masks, "b n h w", **known)
+        _check_unit("first_masks", first_masks)
         if truth is not None:
+            check_floating(owner, "truth", truth)
             check_shape(owner, "truth", truth, "b t n h w", t=sizes["t"], **known)
         # the encoder sees all frames at once: only the decoder has to wait
         maps = [part.unflatten(0, frames.shape[:2]) for part in self.encode(frames.flatten(0, 1))]
@@ -192,13 +196,13 @@ class DualAttentionVOS(nn.Module):
         """Return the probabilities of the masks in all frames, the first one included.
 
         Args:
-            frames: Clips ``(B, T, C, H, W)``.
+            frames: Clips ``(B, T, C, H, W)``, in [0, 1] or as the backbone's weights expect them.
             first_masks: The objects' masks in the first frame ``(B, N, H, W)``, in [0, 1]; empty
                 for an absent object.
 
         Raises:
             TypeError: If an argument is not floating.
-            ValueError: If a shape does not fit.
+            ValueError: If a shape does not fit, or the masks leave [0, 1].
         """
         return self.logits(frames, first_masks).sigmoid()
 
@@ -210,6 +214,8 @@ class DualAttentionVOS(nn.Module):
     ) -> tuple[Float[Tensor, "b n h w"], Memory]:
         """Follow the objects by one frame, for clips that are still being recorded.
 
+        Call it under ``torch.no_grad()``: else the graph of all frames stays in memory.
+
         Args:
             frame: The next frame ``(B, C, H, W)``.
             masks: The given masks for the first frame, then those that the last call returned.
@@ -218,9 +224,28 @@ class DualAttentionVOS(nn.Module):
         Returns:
             Probabilities of the masks, and the memory, both for the next call. In evaluation mode
             they equal those of ``forward``.
+
+        Raises:
+            TypeError: If an argument is not floating.
+            ValueError: If a shape does not fit, or the given masks leave [0, 1].
         """
+        if memory is None:
+            check_floating("DualAttentionVOS", "masks", masks)
+            _check_unit("masks", masks)
         logits, memory = self.decode(self.encode(frame), masks, memory)
         return logits.sigmoid(), memory
+
+
+def _check_unit(name: str, masks: Tensor) -> None:
+    """Refuse masks of 0 and 255, object numbers and NaN, which would be followed as they are."""
+    if torch.compiler.is_compiling():
+        return
+    low, high = masks.detach().aminmax()
+    if not (low >= 0.0 and high <= 1.0):
+        raise ValueError(
+            f"DualAttentionVOS: {name} must lie in [0, 1]; got values from {low.item():g} to "
+            f"{high.item():g}. Give each object a mask of its own, of 0 and 1."
+        )
 
 
 def _normalised(in_channels: int, out_channels: int) -> nn.Sequential:

@@ -149,9 +149,10 @@ class AncillaryEncoder(nn.Module):
         check_floating("AncillaryEncoder", "seg_probs", seg_probs)
         check_shape("AncillaryEncoder", "seg_probs", seg_probs, "b k h w", k=self.num_classes)
         if tuple(size) != tuple(seg_probs.shape[2:]):
-            seg_probs = functional.interpolate(
-                seg_probs, size=tuple(size), mode="bilinear", antialias=True
-            )
+            # bilinear averages do not exist for every half precision
+            wide = seg_probs.to(torch.promote_types(seg_probs.dtype, torch.float32))
+            wide = functional.interpolate(wide, size=tuple(size), mode="bilinear", antialias=True)
+            seg_probs = wide.to(seg_probs.dtype)
         return self.body(seg_probs).sigmoid()
 
 
@@ -165,7 +166,7 @@ class ResidualCorrectionNet(nn.Module):
             this package do.
         feature_channels: Channels of each feature map in the list; 0 for one that does not enter
             the decoder, such as the image itself: it gets no attention.
-        num_classes: Classes of the segmentation.
+        num_classes: Classes of the segmentation, at least 2.
         hidden: Of the ancillary encoders; see there.
 
     The last layer, ``head``, starts from zero, so that training starts from the segmentation.
@@ -185,7 +186,7 @@ class ResidualCorrectionNet(nn.Module):
     ) -> None:
         super().__init__()
         owner = "ResidualCorrectionNet"
-        check_integer(owner, "num_classes", num_classes, low=1)
+        check_integer(owner, "num_classes", num_classes, low=2)  # softmax of one class says nothing
         for place, channels in enumerate(feature_channels):
             check_integer(owner, f"feature_channels[{place}]", channels, low=0)
         if not any(feature_channels):
@@ -376,7 +377,7 @@ def small_unet_pair(
     Returns:
         S and C.
     """
-    check_integer("small_unet_pair", "num_classes", num_classes, low=1)
+    check_integer("small_unet_pair", "num_classes", num_classes, low=2)
     check_integer("small_unet_pair", "base", base, low=1)
 
     def parts() -> tuple[ConvEncoder, UNetDecoder]:
@@ -416,7 +417,7 @@ def deeplabv3plus_pair(
         ImportError: If the library that has the encoder is not installed.
         ValueError: If the encoder is unknown or has no such weights.
     """
-    check_integer("deeplabv3plus_pair", "num_classes", num_classes, low=1)
+    check_integer("deeplabv3plus_pair", "num_classes", num_classes, low=2)
     seg, other = (
         build_model(encoder, "deeplab", classes=num_classes, weights=weights,
                     in_channels=in_channels)

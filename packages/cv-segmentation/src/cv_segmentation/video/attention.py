@@ -110,11 +110,14 @@ class ChannelAffinityAttention(nn.Module):
         """Return X, ``(B, C, C)``; each row sums to 1."""
         check_floating("ChannelAffinityAttention", "x", x)
         check_shape("ChannelAffinityAttention", "x", x, "b c h w")
-        rows = x.flatten(2)
-        if self.affinity == "cosine":
-            rows = functional.normalize(rows, dim=2)
-        energy = rows @ rows.mT
-        return (-energy if self.affinity == "danet" else energy).softmax(2)
+        # products over all places leave the range of half precision, and the rows become NaN
+        rows = x.flatten(2).to(torch.promote_types(x.dtype, torch.float32))
+        with torch.autocast(x.device.type, enabled=False):
+            if self.affinity == "cosine":
+                rows = functional.normalize(rows, dim=2)
+            energy = rows @ rows.mT
+            weights = (-energy if self.affinity == "danet" else energy).softmax(2)
+        return weights.to(x.dtype)
 
     def forward(self, x: Float[Tensor, "b c h w"]) -> Float[Tensor, "b c h w"]:
         """Mix the channels of ``(B, C, H, W)``."""

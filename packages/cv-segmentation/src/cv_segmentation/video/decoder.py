@@ -177,6 +177,7 @@ class HierarchicalConvLSTMDecoder(nn.Module):
             check_shape(owner, f"features[{level}]", skip, "b c h w", b=sizes["b"], c=channels)
             # the mean over a cell: thin objects would fall between the samples of an interpolation
             small = functional.adaptive_avg_pool2d(masks, (skip.shape[-2], skip.shape[-1]))
+            small = small.to(skip.dtype)  # NumPy's masks are float64
             parts = [skip[:, None].expand(-1, sizes["n"], -1, -1, -1), small[:, :, None]]
             if hiddens:
                 below = resize(hiddens[-1].flatten(0, 1), skip)

@@ -51,7 +51,8 @@ def self_iou_loss(
     count = check_shape("self_iou_loss", "logits", logits, "b n h w")["n"]
     masks = probabilities("self_iou_loss", logits, "multilabel", from_logits=from_logits).flatten(2)
     sizes = masks.sum(2)
-    both = masks @ masks.mT
+    with torch.autocast(masks.device.type, enabled=False):  # a product of halves would overflow
+        both = masks @ masks.mT
     either = sizes[:, :, None] + sizes[:, None] - both
     itself = torch.eye(count, dtype=torch.bool, device=masks.device)
     none = (either == 0) | itself
@@ -104,9 +105,12 @@ def balanced_bce_loss(
 
 
 class VideoObjectLoss(nn.Module):
-    r"""The three terms of the paper's loss, Eq. 10, averaged over frames and objects.
+    r"""The three terms of the paper's loss, Eq. 10, averaged over frames.
 
     .. math:: L = \alpha L_{IoU} + \beta L_{BBCE} + \gamma L_{self}
+
+    The first two are means over objects too; the third is a sum over pairs, as printed, which grows
+    with their number.
 
     The soft IoU has 1 above and below, so that an object that is absent or hidden is taught to be
     empty: the other two terms do not teach that.
