@@ -55,7 +55,16 @@ from .domain_generalization import StyleJitter as StyleJitter
 from .domain_generalization import channel_correlation as channel_correlation
 from .domain_generalization import gram_style_variance as gram_style_variance
 from .domain_generalization import style_sensitive_channels as style_sensitive_channels
+from .losses.weighted_bce_iou import WeightedBCEIoULoss as WeightedBCEIoULoss
+from .losses.weighted_bce_iou import pixel_importance as pixel_importance
+from .losses.weighted_bce_iou import weighted_bce_iou_loss as weighted_bce_iou_loss
+from .losses.weighted_bce_iou import weighted_bce_iou_terms as weighted_bce_iou_terms
 from .methods.dual_attention_convlstm_vos import DualAttentionVOS as DualAttentionVOS
+from .methods.mflm_farfm import AttentionRefinement as AttentionRefinement
+from .methods.mflm_farfm import FARFMDecoder as FARFMDecoder
+from .methods.mflm_farfm import FeatureFusion as FeatureFusion
+from .methods.mflm_farfm import MultiScaleFeatureLearning as MultiScaleFeatureLearning
+from .methods.mflm_farfm import SaliencyNet as SaliencyNet
 from .methods.residual_correction import AncillaryEncoder as AncillaryEncoder
 from .methods.residual_correction import ResidualCorrectionNet as ResidualCorrectionNet
 from .methods.residual_correction import add_logits as add_logits
