@@ -102,8 +102,10 @@ def test_property_4_small_steps_do_not_lower_the_objective(x):
     # the first step, at which the restraint is flat, and a smooth objective all the way
     for delta, steps in ((0.0, 6), (7.0, 1)):
         options = {"step_size": 1e-3, "delta": delta, "beta": 0.5, **RAW}
-        path = [adversarial_climb(model, x, CLASSES, steps=n, **options)[0] for n in range(steps)]
+        counts = range(steps + 1)
+        path = [adversarial_climb(model, x, CLASSES, steps=n, **options)[0] for n in counts]
         values = torch.stack([objective(image, 0.0) for image in path])
+        assert len(values.diff(dim=0)) == steps
         assert (values.diff(dim=0) > 0).all()
 
 
@@ -211,6 +213,11 @@ def test_images_climb_alone_and_nothing_else_changes(x):
         assert not torch.is_grad_enabled()
     with torch.inference_mode():
         inference = adversarial_climb(model, x, CLASSES, steps=3)
+        made_there = adversarial_climb(model, x, CLASSES.int(), steps=3)
+        one_for_all = adversarial_climb(model, x, 2, steps=3)
+    for one, many in zip(made_there, whole, strict=True):
+        assert torch.equal(one, many)
+    torch.testing.assert_close(one_for_all[0][0], whole[0][0])
     for row in range(3):
         alone = adversarial_climb(model, x[row : row + 1], int(CLASSES[row]), steps=3)
         for one, many, same in zip(alone, whole, inference, strict=True):
@@ -244,5 +251,7 @@ def test_wrong_arguments_are_named(x, change, message):
     arguments = {"x": x, "cls": CLASSES, **change}
     with pytest.raises(ValueError, match=f"adversarial_climb: {message}"):
         adversarial_climb(network(), arguments.pop("x"), arguments.pop("cls"), **arguments)
+    with pytest.raises(ValueError, match="adversarial_climb: score"):
+        adversarial_climb(network(), x, CLASSES, steps=0, score="softmax")
     with pytest.raises(TypeError, match="adversarial_climb: x must be a floating"):
         adversarial_climb(network(), torch.ones(1, 3, 4, 4, dtype=torch.int64), 0)

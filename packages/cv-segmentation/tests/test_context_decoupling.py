@@ -160,6 +160,16 @@ def test_specks_survive(image):
         assert decouple(image, torch.zeros(1), generator(seed))[2].sum() >= 1
 
 
+def test_a_pale_object_stays_pale(image):
+    rgb, opacity = torch.ones(3, 8, 8), torch.full((8, 8), 0.4)
+    decouple = ContextDecoupling({0: [(rgb, opacity)]}, scale=(1.0, 1.0), angle=0.0, blur=1)
+    changed, _, found = decouple(image, torch.zeros(1), generator())
+    inside = found > 0
+    assert int(inside.sum()) == 64
+    torch.testing.assert_close(found[inside], torch.full((64,), 0.4))
+    torch.testing.assert_close(changed[:, inside], 0.4 + 0.6 * image[:, inside])
+
+
 def test_cutting_out_takes_the_images_of_one_class_with_a_margin():
     images = torch.rand(4, 3, 10, 12, generator=generator())
     masks = torch.zeros(4, 10, 12, dtype=torch.int64)
@@ -185,6 +195,7 @@ def test_cutting_out_takes_the_images_of_one_class_with_a_margin():
         ({"objects": {0: []}}, "objects must hold"),
         ({"objects": {0: [(torch.ones(3, 4, 4), torch.zeros(4, 4))]}}, "mask must not be empty"),
         ({"objects": {0: [(torch.ones(3, 4, 4), torch.ones(4, 5))]}}, "mask must have shape"),
+        ({"objects": {0: [(torch.ones(3, 4, 4), torch.full((4, 4), 255))]}}, "mask must lie in"),
         ({"objects": {-1: [cut()]}}, "a class of objects"),
         ({"p": 1.5}, "p must lie"),
         ({"scale": (0.0, 1.0)}, "scale"),

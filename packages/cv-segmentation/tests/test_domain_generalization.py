@@ -131,6 +131,15 @@ def test_no_change_of_style_no_variance() -> None:
     assert not any(variance.any() for variance in found.values())
 
 
+def test_a_change_of_style_in_place_is_seen() -> None:
+    images = torch.rand(3, 3, 6, 6, generator=generator(2))
+    model = nn.Sequential(nn.Conv2d(3, 4, 3))
+    expected = gram_style_variance(model, "0", images, lambda x: x**4)["0"]
+    assert expected.max() > 0
+    found = gram_style_variance(model, "0", images.clone(), lambda x: x.pow_(4))["0"]
+    torch.testing.assert_close(found, expected)
+
+
 def test_gain_and_offset_of_channels_are_no_change_of_style() -> None:
     model = nn.Sequential(nn.Identity())
     found = gram_style_variance(model, "0", maps(3, 4, 6, 6), lambda x: 3 * x + 1)

@@ -5,6 +5,7 @@ from itertools import pairwise
 
 import pytest
 import torch
+from cv_segmentation import subcategories
 from cv_segmentation.subcategories import (
     assign_subcategories,
     subcategory_centres,
@@ -88,6 +89,13 @@ def test_the_nearest_centre_in_loops(features, labels):
             if labels[n, c]:
                 expected[distances.index(min(distances))] = 1.0
             assert found[n, 3 * c : 3 * c + 3].tolist() == expected
+
+
+def test_many_images_are_assigned_in_parts(features, labels, monkeypatch):
+    centres = subcategory_centres(features, labels, 3, seed=0)
+    whole = assign_subcategories(features, labels, centres)
+    monkeypatch.setattr(subcategories, "_AT_ONCE", 7)
+    assert torch.equal(assign_subcategories(features, labels, centres), whole)
 
 
 def test_clear_clusters_are_found():

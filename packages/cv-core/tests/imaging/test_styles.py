@@ -123,5 +123,8 @@ def test_fog_by_depth(image):
     assert (add_fog(image, 100.0, airlight=0.8) - 0.8).abs().max() < 1e-12
     with pytest.raises(ValueError, match="add_fog: depth must have shape"):
         add_fog(image, 1.0, depth=depth[:, :, :4])
+    for wrong in (-0.1, math.nan):
+        with pytest.raises(ValueError, match="add_fog: depth must be at least 0"):
+            add_fog(image, 1.0, depth=torch.full_like(depth, wrong))
     with pytest.raises(ValueError, match="airlight"):
         add_fog(image, 1.0, airlight=1.5)

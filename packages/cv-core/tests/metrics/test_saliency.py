@@ -293,6 +293,13 @@ def test_images_do_not_mix_and_masks_have_any_type(metric):
 
 
 @pytest.mark.parametrize("metric", ALL)
+def test_a_channel_of_several_is_taken_as_it_is(metric):
+    p, g = draw()
+    stacked = torch.stack([1 - p, p], dim=1)  # a view of it is not contiguous
+    assert torch.equal(metric(stacked[:, 1], g), metric(p, g))
+
+
+@pytest.mark.parametrize("metric", ALL)
 def test_bad_input_is_refused(metric):
     p, g = draw()
     with pytest.raises(TypeError, match="floating"):

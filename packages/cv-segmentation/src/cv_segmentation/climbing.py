@@ -102,14 +102,16 @@ def adversarial_climb(
         ("step_size", step_size), ("delta", delta), ("beta", beta), ("others", others)
     ):  # fmt: skip
         check_range(owner, name, value, low=0.0)
+    check_choice(owner, "score", score, get_args(Score))
     check_choice(owner, "aggregate", aggregate, get_args(Aggregate))
     check_choice(owner, "normalise_grad", normalise_grad, (None, *get_args(NormaliseGrad)))
     if clamp is not None:
         check_range(owner, "clamp[0]", clamp[0])
         check_range(owner, "clamp[1]", clamp[1], low=clamp[0], low_open=True)
-    classes = _classes(owner, model, x, cls)
+    given = _classes(owner, model, x, cls)
     cams: list[Tensor] = []
     with torch.inference_mode(mode=False), torch.enable_grad(), evaluating(model):
+        classes = given.clone()  # autograd keeps it, and refuses a tensor of inference mode
         image = x.detach().clone()
         for _ in range(steps):
             leaf = image.requires_grad_()

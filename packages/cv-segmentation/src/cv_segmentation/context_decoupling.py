@@ -49,7 +49,8 @@ class ContextDecoupling:
 
     Raises:
         TypeError: If a picture is not floating or a number has the wrong type.
-        ValueError: If there is no object, a mask is empty or an option is out of range.
+        ValueError: If there is no object, a mask is empty or leaves [0, 1], or an option is out of
+            range.
 
     Example:
         >>> objects = {1: [(torch.ones(3, 6, 6), torch.ones(6, 6))]}
@@ -156,10 +157,11 @@ class ContextDecoupling:
         )
         solid = _sampled(mask[None].to(rgb.dtype), grid, "zeros")[0]
         colours = _sampled(rgb, grid, "border")
-        inside = solid > 0.5
+        top = float(mask.max())
+        inside = solid > 0.5 * top
         if not bool(inside.any()):  # what is left of a speck
             inside = solid >= solid.max()
-            solid = inside.to(solid)
+            solid = top * inside.to(solid)
         box = tuple(_extent(inside.any(axis)) for axis in (1, 0))
         return colours[(slice(None), *box)], solid[box]
 
@@ -280,3 +282,7 @@ def _check_cut(owner: str, cut: Cut) -> None:
     check_shape(owner, "an object's mask", mask, "h w", h=sizes["h"], w=sizes["w"])
     if not bool(mask.any()):
         raise ValueError(f"{owner}: an object's mask must not be empty; one of them is.")
+    if not bool(((mask >= 0) & (mask <= 1)).all()):
+        raise ValueError(
+            f"{owner}: an object's mask must lie in [0, 1]; got values up to {mask.max().item():g}."
+        )

@@ -30,6 +30,7 @@ from cv_core.checks import (
     check_same_shape,
     check_shape,
 )
+from cv_core.engine.evaluation import modes_kept
 from cv_core.imaging.filtering import gaussian_blur
 from cv_core.imaging.styles import (
     adjust_brightness,
@@ -208,16 +209,16 @@ def gram_style_variance(
     totals: dict[str, Tensor] = {}
     count = 0
     with ExitStack() as stack:
-        stack.callback(_restore_modes, {part: part.training for part in model.modules()})
+        stack.enter_context(modes_kept(model))
         stack.enter_context(torch.no_grad())
         model.eval()
         for name, module in found.items():
             stack.enter_context(rewrite(model, module, partial(record, name)))
         for batch in _batches(owner, images, batch_size):
-            styled = style_transform(batch)
-            check_same_shape(owner, images=batch, styled=styled)
             model(batch)
             plain = dict(seen)
+            styled = style_transform(batch)  # afterwards, for it may work in place
+            check_same_shape(owner, images=batch, styled=styled)
             model(styled)
             if missing := sorted(found.keys() - seen.keys()):
                 raise ValueError(f"{owner}: layers must be called by the model; not so {missing}.")
@@ -228,11 +229,6 @@ def gram_style_variance(
     if count == 0:
         raise ValueError(f"{owner}: images must hold at least one batch; got none.")
     return {name: total / count for name, total in totals.items()}
-
-
-def _restore_modes(modes: dict[nn.Module, bool]) -> None:
-    for part, training in modes.items():
-        part.training = training
 
 
 def _batches(owner: str, images: Images, batch_size: int) -> Iterator[Tensor]:

@@ -22,6 +22,8 @@ from jaxtyping import Float, Shaped
 from torch import Tensor
 from torch.nn import functional
 
+_AT_ONCE = 256  # images whose distances are in memory together
+
 
 def subcategory_labels(
     features: Float[Tensor, "n d"], labels: Shaped[Tensor, "n c"], k: int, seed: int
@@ -113,10 +115,7 @@ def assign_subcategories(
     classes, k, _ = centres.shape
     check_shape(owner, "labels", labels, "n c", c=classes)
     check_shape(owner, "centres", centres, "c k d", d=features.shape[1])
-    # differences, for the distances of torch.cdist cancel and do not take infinities
-    nearest = torch.stack(
-        [(features[:, None] - own).square().sum(2).argmin(1) for own in centres.to(features)], dim=1
-    )
+    nearest = torch.stack([_nearest(features, own) for own in centres.to(features)], dim=1)
     one_of = functional.one_hot(nearest, k) * shown[:, :, None]
     return one_of.flatten(1).float()
 
@@ -164,6 +163,13 @@ def subcategory_loss(
     for name, tensor in (("logits", logits), ("sub_logits", sub_logits)):
         check_floating(owner, name, tensor)
     return reduce_all(_mean_bce(logits, y) + gamma * _mean_bce(sub_logits, y_sub), reduction)
+
+
+def _nearest(features: Tensor, centres: Tensor) -> Tensor:
+    # differences, for the distances of torch.cdist cancel and do not take infinities; in parts,
+    # for those of a whole data set are many
+    parts = features.split(_AT_ONCE)
+    return torch.cat([(part[:, None] - centres).square().sum(2).argmin(1) for part in parts])
 
 
 def _mean_bce(logits: Tensor, target: Tensor) -> Tensor:

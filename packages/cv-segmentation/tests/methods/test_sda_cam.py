@@ -34,6 +34,16 @@ def test_each_pair_of_image_and_class_climbs_alone(model, images, batch_size):
     assert found.any()
 
 
+def test_it_runs_in_inference_mode_and_on_few_images_at_once(model, images):
+    sizes = []
+    model.backbone.register_forward_hook(lambda _module, inputs, _: sizes.append(len(inputs[0])))
+    climb = partial(adversarial_climb, steps=2)
+    with torch.inference_mode():
+        found = sda_cam(model, images, LABELS, climb=climb, batch_size=2)
+    assert max(sizes) == 2
+    assert torch.equal(found, sda_cam(model, images, LABELS, climb=climb, batch_size=2))
+
+
 def test_without_steps_it_is_the_map_of_the_classes_shown(model, images):
     found = sda_cam(model, images, LABELS.bool(), climb=partial(adversarial_climb, steps=0))
     torch.testing.assert_close(found, model.cam(images) * LABELS[:, :, None, None])

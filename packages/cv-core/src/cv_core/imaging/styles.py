@@ -86,6 +86,8 @@ def add_fog(
         depth = image.new_ones(b, 1, 1, 1)
     else:
         check_shape("add_fog", "depth", depth, "b 1 h w", b=b, h=h, w=w)
+        if not bool((depth >= 0.0).all()):
+            raise ValueError("add_fog: depth must be at least 0; got a lower value or NaN.")
     transmission = torch.exp(-beta * depth.to(image))
     return airlight + transmission * (image - airlight)
 

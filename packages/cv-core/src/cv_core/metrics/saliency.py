@@ -381,7 +381,8 @@ def _counts(
     # Divided, not spaced by a step: a level k of a picture, k / 255, then meets its threshold.
     steps = torch.arange(thresholds, dtype=prediction.dtype, device=prediction.device)
     edges = steps / (thresholds - 1)
-    level = torch.bucketize(prediction.detach().double(), edges.double(), right=True) - 1
+    values = prediction.detach().double().contiguous()  # torch warns of others
+    level = torch.bucketize(values, edges.double(), right=True) - 1
     count = len(prediction)
     level += thresholds * torch.arange(count, device=level.device).view(-1, 1, 1)
 

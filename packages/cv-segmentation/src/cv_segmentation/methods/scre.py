@@ -16,9 +16,9 @@ of the masked pairs to 0. Neither adds a parameter.
 
 Deviations from the paper, and why:
 
-- Its Gram matrix divides by HW in one of two places, and the one that standardises is not centred;
-  a correlation needs both. A channel that is constant over space has no correlation, where the
-  formula divides 0 by 0.
+- Its Gram matrix that standardises is printed of features that are not centred; a correlation
+  needs centred ones. It divides by HW in neither place, which is the same as in both. A channel
+  that is constant over space has no correlation, where the formula divides 0 by 0.
 - Its Eq. 5 has the ½ on one of two squares; that is a constant factor of V, without effect.
 - Its k-means has a random start; the clusters of numbers can be computed exactly.
 - Its whitening term is a sum over pairs, whose weight depends on their number: it is their mean,
@@ -143,7 +143,7 @@ class SCREHooks(nn.Module):
 
     Keep it as an attribute of the module that is trained, beside the network, to have the channels
     that were found in its checkpoints. A copy of the network made while it is attached shares the
-    hooks: copy first.
+    hooks: copy first. This module itself cannot be copied or pickled while it is attached.
 
     Args:
         model: As for ``attach_scre``.

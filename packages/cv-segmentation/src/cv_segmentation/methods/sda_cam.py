@@ -99,7 +99,8 @@ def sda_cam(
     """
     check_integer("sda_cam", "batch_size", batch_size, low=1)
     check_shape("sda_cam", "labels", labels, "b n", b=len(x), n=model.head.out_features)
-    maps = torch.zeros_like(model.cam(x))
+    maps = model.cam(x[:1])  # of one image, for their size: the others are not needed
+    maps = maps.new_zeros(len(x), *maps.shape[1:])
     for pairs in (labels != 0).nonzero().split(batch_size):
         image, label = pairs.T
         maps[image, label] = climb(model, x[image], label)[1]
