@@ -331,6 +331,21 @@ def test_magnetic_tile():
     assert empty == 6
 
 
+def test_no_magnetic_tile_is_in_two_parts():
+    data = load("magnetic-tile")
+    parts = (data.train, data.val, data.test)
+    shots = [  # one blowhole in three lights, by eye
+        f"blowhole/image/exp{light}.jpg"
+        for light in ("1_num_108719", "4_num_108774", "6_num_108812")
+    ]
+    holding = {n for n, part in enumerate(parts) for item in part.items if item.name in shots}
+    assert len(holding) == 1
+    for kind in range(len(data.class_names)):
+        shares = [sum(item.label == kind for item in part.items) for part in parts]
+        assert min(shares) / sum(shares) > 0.1
+        assert max(shares) == shares[0]
+
+
 IMAGE_SETS = {"set12": (12, 1), "bsd68": (68, 1), "set5": (5, 3), "set14": (14, None),
               "train400": (400, 1)}  # fmt: skip
 

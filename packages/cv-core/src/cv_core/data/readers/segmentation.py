@@ -6,13 +6,16 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path, PurePosixPath
 
+import numpy as np
+from jaxtyping import Int64
 from torch import Tensor
+from torch.nn.functional import adaptive_avg_pool2d
 
 from cv_core.data.archives import read_members
 from cv_core.data.kinds import Segmentation, SegmentationSample
 from cv_core.data.origin import Origin
 from cv_core.data.readers.pictures import Channels, Decoded, decode_image, decode_mask
-from cv_core.data.splits import stratified_split
+from cv_core.data.splits import group_split, stratified_split
 
 IGNORED = 255
 CAMVID = (
@@ -201,16 +204,69 @@ def crackforest(
 
 
 def magnetic_tile(origin: Origin, paths: Sequence[Path]) -> Segmentation:
-    """Read the magnetic tiles, split by seed 0 with the defects in their proportions."""
+    """Read the magnetic tiles, split by seed 0 with the defects in their proportions.
+
+    A tile was photographed up to six times, and nothing in the files says which pictures belong
+    together. Pictures that look alike, mask and all, stay in one part (``alike``).
+    """
     members = read_members(paths[0])
-    items, kinds = [], []
+    items = []
     for name in sorted(name for name in members if name.endswith(".jpg")):
         folder, _, file = name.partition("/image/")
         label = TILE.index(folder) if folder in TILE else 0  # free tiles have no defect
         mask = members[f"{folder}/mask/{PurePosixPath(file).stem}.png"]
         items.append(MaskedImage(members[name], mask, name, "grey", label))
-        kinds.append(label)
-    return Segmentation(*_split(items, kinds, decode_bright), TILE, None, origin)
+    whole = Decoded(items, decode_bright)
+    kinds, groups = np.array([item.label for item in items]), alike(items)
+    parts: list[list[int]] = [[], [], []]
+    for kind in range(len(TILE)):
+        (where,) = np.nonzero(kinds == kind)
+        dealt = group_split(groups[where], _SHARES, seed=0)
+        for part, found in zip(parts, dealt, strict=True):
+            part.extend(where[found].tolist())
+    train, val, test = (whole.select(sorted(part)) for part in parts)
+    return Segmentation(train, val, test, TILE, None, origin)
+
+
+def alike(
+    items: Sequence[MaskedImage], *, picture: float = 0.8, mask: float = 0.6, bare: float = 0.9
+) -> Int64[np.ndarray, " n"]:
+    """Group pictures that show the same thing, as chains of pairs that look alike.
+
+    A pair looks alike if it has one label, its thumbnails of 32 x 32 pixels correlate, and its
+    masks lie in one place or are both empty. Rather too many are joined than too few: pictures of
+    one thing on both sides of a split are worse than a coarse split.
+
+    Args:
+        items: Pictures with binary masks.
+        picture: Correlation of the pictures that counts as alike.
+        mask: Cosine of the angle between the masks that does.
+        bare: Correlation that counts where no mask helps to tell them apart.
+
+    Returns:
+        The number of each picture's group.
+    """
+    from scipy.sparse.csgraph import connected_components
+
+    pictures = np.stack([_thumbnail(_image(item)) for item in items])
+    masks = np.stack([_thumbnail(_bright(item)[None].float()) for item in items])
+    pictures -= pictures.mean(1, keepdims=True)
+    labels = np.array([item.label for item in items])
+    same, empty = np.equal.outer(labels, labels), ~masks.any(1)
+    likeness = _cosines(pictures)
+    near = same & (likeness > picture) & (_cosines(masks) > mask)
+    near |= same & (likeness > bare) & np.logical_and.outer(empty, empty)
+    groups: np.ndarray = connected_components(near, directed=False)[1]
+    return groups.astype(np.int64)
+
+
+def _thumbnail(image: Tensor) -> np.ndarray:
+    return adaptive_avg_pool2d(image, 32).flatten().numpy()
+
+
+def _cosines(rows: np.ndarray) -> np.ndarray:
+    unit = rows / np.linalg.norm(rows, axis=1, keepdims=True).clip(1e-12)
+    return unit @ unit.T
 
 
 def _split(
