@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Protocol
+from typing import Protocol, runtime_checkable
 
 import torch
 from jaxtyping import Float, Int64
@@ -19,6 +19,7 @@ from cv_core.checks import check_indices, check_integer, check_shape
 _LARGEST = torch.iinfo(torch.int64).max
 
 
+@runtime_checkable  # the tests check types
 class MaskedImages(Protocol):
     """What episodes are drawn from: a list of pairs, or a data set of torch that has a length."""
 
