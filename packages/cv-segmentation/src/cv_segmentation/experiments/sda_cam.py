@@ -351,8 +351,9 @@ EXPERIMENT = Experiment(
         "exploration; 27 steps of 0.08, delta = 7 and beta = 0.5 those of anti-adversarial "
         "climbing. The threshold of the seeds is chosen for every arm on scenes of other glyphs. "
         "The scales of the CRF are the usual ones times 48 / 500. Colour of the objects, "
-        "brightness of the textures, rates and steps of Adam were chosen on other scenes by the "
-        "plain classifier alone, so that it sees objects and contexts: where textures were as "
+        "brightness of the textures, rates and steps of Adam were chosen on other scenes (with "
+        "glyphs of the test part as well) by the plain classifier alone, so that it sees objects "
+        "and contexts: where textures were as "
         "bright as they are and objects of any colour, it saw contexts alone."
     ),
     notes=(
